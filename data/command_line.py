@@ -1,0 +1,84 @@
+"""What all our commands share: ``--home`` and ``--debug``, and errors as one line on stderr with a failing exit code."""
+
+import contextlib
+import functools
+import inspect
+import io
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from data.home import set_home
+
+_BOX = re.compile(r"[╭╮╰╯│─┌┐└┘]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Options of every command."""
+
+    home: Path | None = None
+    """Where stores, runs and the MLflow database live (default: $MANYBRAINS_HOME, else a per-user directory)."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+CommonOptions = Annotated[Session, tyro.conf.arg(name="")]
+
+
+def _parse(command: Any, args: Sequence[str], program: str, description: str | None) -> Callable[[], Any]:
+    """Return the call that `args` ask for; tyro's boxed message about a wrong one becomes one line."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            if isinstance(command, dict):
+                deferred = {name: _deferred(function) for name, function in command.items()}
+                return tyro.extras.subcommand_cli_from_dict(deferred, prog=program, description=description, args=args)
+            return tyro.cli(_deferred(command), prog=program, description=description, args=args)
+    except SystemExit as stop:
+        if stop.code:
+            text = " ".join(_BOX.sub(" ", told.getvalue()).split())
+            text = re.sub(r" For full helptext,.*$", "", text)
+            print(f"error: {text} (see {program} --help)", file=sys.stderr)
+        raise
+
+
+def _deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """Return `function` as one that binds its arguments and leaves the call for later."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(function, *args, **kwargs)
+
+    bind.__signature__ = inspect.signature(function).replace(return_annotation=Any)  # type: ignore[attr-defined]
+    return bind
+
+
+def run(command: Any, *, program: str, description: str | None = None, args: Sequence[str] | None = None) -> None:
+    """Run a command, or one of a dictionary of them: functions whose parameters tyro turns into options.
+
+    Exits with 1 after an error, with 2 after wrong arguments, with 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    call = _parse(command, args, program, description)
+    try:
+        call()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def begin(session: Session) -> None:
+    """Apply the options that every command has."""
+    set_home(session.home)
