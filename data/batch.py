@@ -1,0 +1,32 @@
+"""A step's mixed batch: one set of tokens, and each subject's responses to its share of them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One subject's rows of a batch."""
+
+    rows: slice
+    responses: Float[Tensor, "image voxel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Tokens of all rows, ordered by subject, and each subject's part (all subjects are there, some perhaps empty)."""
+
+    cls: Float[Tensor, "image depth width"]
+    patch: Float[Tensor, "image depth patch width"]
+    parts: dict[str, Part]
+
+    def __len__(self) -> int:
+        return len(self.cls)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        parts = {name: Part(rows=part.rows, responses=part.responses.to(device)) for name, part in self.parts.items()}
+        return Batch(cls=self.cls.to(device), patch=self.patch.to(device), parts=parts)
