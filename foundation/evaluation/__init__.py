@@ -1,0 +1,1 @@
+"""Scores, their uncertainty, the baselines, and the table that carries its protocol."""

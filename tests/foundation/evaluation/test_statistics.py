@@ -1,0 +1,150 @@
+"""Resampling and tests against naive loops, scipy and simulated coverage."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from foundation.evaluation.metrics import mse, patternwise_r, squared_error, voxelwise_r
+from foundation.evaluation.statistics import (
+    benjamini_hochberg,
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_p,
+    bootstrap_voxelwise,
+    centre,
+    paired_wilcoxon,
+    percentile_interval,
+    resample_counts,
+    voxel_moments,
+    voxelwise_p,
+    weighted_voxelwise_r,
+)
+
+
+def pair(rng: np.random.Generator, n_images: int, n_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    prediction = rng.standard_normal((n_images, n_voxels)).astype(np.float32)
+    return prediction, (prediction + 2 * rng.standard_normal((n_images, n_voxels))).astype(np.float32)
+
+
+def test_resamples_draw_as_many_images_as_there_are():
+    counts = resample_counts(20, 50, rng=np.random.default_rng(0))
+    assert counts.shape == (50, 20)
+    assert (counts.sum(axis=1) == 20).all()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 50.0, -3000.0]))
+def test_weighted_r_is_the_r_of_the_repeated_rows(seed, offset):
+    rng = np.random.default_rng(seed)
+    x, y = pair(rng, 40, 6)
+    y += np.float32(offset)
+    counts = resample_counts(40, 70, rng=rng)
+    naive = bootstrap(voxelwise_r, x, y, counts)
+    np.testing.assert_allclose(weighted_voxelwise_r(voxel_moments(x, y), counts), naive, atol=2e-5)
+
+
+def test_an_image_takes_its_trials_along():
+    rng = np.random.default_rng(1)
+    x, _ = pair(rng, 15, 5)
+    image = rng.permutation(np.repeat(np.arange(15), rng.integers(1, 4, size=15)))
+    trials = (x[image] + rng.standard_normal((len(image), 5))).astype(np.float32)
+    counts = resample_counts(15, 40, rng=rng)
+    fast = weighted_voxelwise_r(voxel_moments(x, trials, image=image), counts)
+    for row, count in zip(fast, counts, strict=True):
+        drawn = np.concatenate([np.flatnonzero(image == i) for i in range(15) for _ in range(int(count[i]))])
+        np.testing.assert_allclose(row, voxelwise_r(x[image[drawn]], trials[drawn]), atol=1e-5)
+
+
+def test_blocks_of_resamples_change_nothing():
+    rng = np.random.default_rng(2)
+    moments = voxel_moments(*pair(rng, 30, 7))
+    counts = resample_counts(30, 150, rng=rng)
+    blocked = bootstrap_voxelwise(lambda r: r.mean(axis=1), moments, counts)
+    np.testing.assert_allclose(blocked, weighted_voxelwise_r(moments, counts).mean(axis=1), rtol=1e-5)
+
+
+def test_a_voxel_without_variance_in_a_resample_is_undefined_there():
+    rng = np.random.default_rng(3)
+    x, y = pair(rng, 6, 3)
+    y[:, 1] = 0.3
+    counts = np.array([[1, 1, 1, 1, 1, 1], [6, 0, 0, 0, 0, 0]], dtype=np.float32)
+    r = weighted_voxelwise_r(voxel_moments(x, y), counts)
+    assert np.isnan(r).tolist() == [[False, True, False], [True, True, True]]
+
+
+def test_bootstrap_of_a_mean_over_images_is_the_naive_loop():
+    rng = np.random.default_rng(4)
+    x, y = pair(rng, 25, 9)
+    counts = resample_counts(25, 60, rng=rng)
+    np.testing.assert_allclose(bootstrap_mean(squared_error(x, y), counts), bootstrap(mse, x, y, counts), rtol=1e-6)
+    naive = bootstrap(lambda a, b: patternwise_r(a, b).mean(), x, y, counts)
+    np.testing.assert_allclose(bootstrap_mean(patternwise_r(x, y), counts), naive, rtol=1e-6)
+
+
+def test_bootstrap_mean_leaves_out_undefined_images_and_weighs_the_rest():
+    values, weights = np.array([1.0, np.nan, 4.0]), np.array([1, 5, 3])
+    counts = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]], dtype=np.float32)
+    np.testing.assert_allclose(bootstrap_mean(values, counts, weights=weights), [13 / 4, 14 / 5, np.nan])
+
+
+def test_interval_covers_the_true_correlation_at_its_level():
+    rng = np.random.default_rng(5)
+    n_images, truth, n_worlds = 120, 0.5, 2000
+    x = rng.standard_normal((n_images, n_worlds)).astype(np.float32)
+    y = (truth * x + np.sqrt(1 - truth**2) * rng.standard_normal((n_images, n_worlds))).astype(np.float32)
+    r = voxelwise_r(x, y)
+    samples = weighted_voxelwise_r(voxel_moments(x, y), resample_counts(n_images, 500, rng=rng))
+    for shift in (False, True):
+        drawn = [centre(s, v) if shift else s for s, v in zip(samples.T, r, strict=True)]
+        low, high = np.transpose([percentile_interval(s) for s in drawn])
+        assert np.mean((low <= truth) & (truth <= high)) == pytest.approx(0.94, abs=0.02)
+
+
+def test_centred_samples_keep_their_spread_and_hold_their_estimate():
+    samples = np.array([1.0, 2.0, np.nan, 6.0])
+    np.testing.assert_allclose(centre(samples, 10.0), [8, 9, np.nan, 13])
+
+
+def test_interval_of_nothing_is_undefined():
+    assert np.isnan(percentile_interval(np.empty(0))).all()
+    assert np.isnan(percentile_interval(np.array([np.nan]))).all()
+    assert percentile_interval(np.array([np.nan, 1.0, 3.0]), level=0.5) == (1.5, 2.5)
+
+
+def test_bootstrap_p_is_two_sided_and_never_zero():
+    assert bootstrap_p(np.full(999, 0.2)) == pytest.approx(2 / 1000)
+    assert bootstrap_p(np.r_[np.full(500, -1.0), np.full(500, 1.0)]) == 1.0
+    assert bootstrap_p(np.r_[np.full(49, -1.0), np.full(950, 1.0)]) == pytest.approx(0.1)
+    assert np.isnan(bootstrap_p(np.empty(0)))
+
+
+def test_wilcoxon_is_scipys_on_complete_pairs():
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal(40), rng.standard_normal(40) + 0.3
+    assert paired_wilcoxon(a, b) == pytest.approx(stats.wilcoxon(a, b).pvalue)
+    a[3], b[7] = np.nan, np.nan
+    kept = np.isfinite(a - b)
+    assert paired_wilcoxon(a, b) == pytest.approx(stats.wilcoxon(a[kept], b[kept]).pvalue)
+    assert paired_wilcoxon(a[kept], a[kept]) == 1.0
+    assert np.isnan(paired_wilcoxon(np.full(3, np.nan), np.ones(3)))
+
+
+def test_voxelwise_p_is_pearsonrs():
+    rng = np.random.default_rng(7)
+    x, y = rng.standard_normal((25, 30)), rng.standard_normal((25, 30))
+    x[:, 4] = 1.0
+    r = voxelwise_r(x, y)
+    expected = [np.nan if v == 4 else stats.pearsonr(x[:, v], y[:, v]).pvalue for v in range(30)]
+    np.testing.assert_allclose(voxelwise_p(r, n_images=25), expected, rtol=1e-7)
+    assert np.isnan(voxelwise_p(r, n_images=2)).all()
+
+
+def test_false_discovery_rate_is_scipys_without_the_undefined():
+    p = np.random.default_rng(8).uniform(size=50) ** 3
+    with_gaps = np.insert(p, [0, 20, 50], np.nan)
+    adjusted = benjamini_hochberg(with_gaps)
+    np.testing.assert_allclose(adjusted[np.isfinite(with_gaps)], stats.false_discovery_control(p))
+    assert np.isnan(adjusted[np.isnan(with_gaps)]).all()
+    assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()

@@ -1,0 +1,98 @@
+"""The table carries its protocol and fits; the JSON file is whole or absent."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from foundation.evaluation.score import Measured, Scores, merge_scores, score
+from foundation.evaluation.table import score_table, write_rows_json
+
+
+def scores(*, subject="subj01", protocol="strict", labels=True, names=("ridge", "manybrains")) -> Scores:
+    rng = np.random.default_rng(0)
+    n_images, n_voxels = 30, 24
+    signal = rng.standard_normal((n_images, n_voxels)).astype(np.float32)
+    image = np.repeat(np.arange(n_images), 2)
+    trials = signal[image] + 2 * rng.standard_normal((60, n_voxels)).astype(np.float32)
+    masks = {name: np.arange(n_voxels) % 3 == i for i, name in enumerate(("early", "mid", "higher"))}
+    measured = Measured(
+        subject,
+        trials,
+        image,
+        np.full(n_voxels, 0.4),
+        families=masks if labels else {},
+        notes=("upstream_preprocessing: averaged [and more]",),
+        normalisation="session-standardised",
+    )
+    predictions = {name: signal + i + 1 for i, name in enumerate(names)}
+    return score(predictions, measured, training_mean=np.zeros(n_voxels), n_bootstraps=50, rng=rng, protocol=protocol)
+
+
+def lines(table, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(table)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_table_carries_axis_target_normalisation_floors_ceiling_and_protocol():
+    text = "\n".join(lines(score_table(scores()), 120))
+    for word in ("voxel r", "pattern r", "MSE", "r²/ceiling", "Δr ridge", "ΔMSE zero", "ΔMSE mean", "trial", "higher"):
+        assert word in text
+    for word in ("protocol strict", "session-standardised", "Floors:", "ceiling", "averaged [and more]", "95 %"):
+        assert word in text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_table_fits_and_keeps_intervals_whole_at_120_columns(several):
+    made = merge_scores([scores(), scores(subject="subj02")]) if several else scores()
+    table = score_table(made)
+    printed = lines(table, 120)
+    assert max(map(len, printed)) <= 120
+    assert "…" not in "\n".join(printed)
+    assert {r.subject for r in made.rows} <= set(" ".join(printed).replace(",", " ").split())
+
+
+def test_the_table_breaks_between_numbers_at_80_columns():
+    wide, narrow = lines(score_table(scores()), 200), lines(score_table(scores()), 80)
+    assert max(map(len, narrow)) <= 80
+    numbers = {word.strip("[]") for line in wide for word in line.split() if word.strip("[]+-").startswith(".")}
+    assert numbers <= {word.strip("[]") for line in narrow for word in line.split()}
+
+
+def test_rois_without_labels_are_in_the_caption_not_in_the_rows():
+    printed = lines(score_table(scores(labels=False)), 120)
+    assert any("roi early: n/a, no labels" in line for line in printed)
+    assert not any(line.split()[1:2] == ["early"] for line in printed if line.split()[:1] == ["mean"])
+
+
+def test_the_legacy_protocol_warns_and_protocols_do_not_mix():
+    legacy = scores(protocol="chasm-legacy")
+    assert "WARNING" in "\n".join(lines(score_table(legacy), 120))
+    with pytest.raises(ValueError, match="make one table of each"):
+        score_table(merge_scores([legacy, scores()]))
+
+
+def test_without_the_reference_there_is_no_column_for_it():
+    assert "Δr" not in "\n".join(lines(score_table(scores(names=("manybrains",))), 120)).split("Protocol:")[0]
+
+
+def test_the_json_file_holds_the_rows_with_null(tmp_path):
+    made = scores()
+    path = tmp_path / "rows.json"
+    path.write_text("old")
+    write_rows_json(made.rows, path)
+    assert json.loads(path.read_text()) == [row.to_json() for row in made.rows]
+    assert "null" in path.read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows_json([replace(scores().rows[0], value=float("nan"))], path)
+    assert path.read_text() == "old"
