@@ -1,0 +1,1 @@
+"""The model in pure torch: no data, files, tracking or cluster."""

@@ -1,0 +1,92 @@
+"""Stage 2, shared part: a Mamba-VAE from ROI tokens to response components and ROI residuals.
+
+Sequence: padding, one visual token, the ROI tokens; the decoder appends learned queries. Subjects with different
+numbers of ROIs share a batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from foundation.config import BackboneConfig
+from foundation.model.mamba import MambaStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What Stage 2 gives: `roi` may carry padding on the left."""
+
+    mu: Float[Tensor, "b latent"]
+    log_variance: Float[Tensor, "b latent"]
+    components: Float[Tensor, "b component"]
+    local: Float[Tensor, "b patch local"]
+    residual: Float[Tensor, "b roi residual"]
+    scale: Float[Tensor, "b 1"]
+
+
+class MambaVae(nn.Module):
+    """Encoder to a latent, holistic decoder to response components, residual decoder per ROI token."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.visual = nn.Linear(2 * width, width)
+        self.value = nn.Parameter(0.02 * torch.randn(width))
+        self.encoder = MambaStack(width, config.n_encoder_layer, config.mamba)
+        self.to_latent = nn.Linear(width, 2 * config.latent)
+        self.from_latent = nn.Linear(config.latent, width)
+        self.queries = nn.Parameter(0.02 * torch.randn(config.n_query, width))
+        self.decoder = MambaStack(width, config.n_decoder_layer, config.mamba)
+        self.to_components = nn.Linear(config.n_query * width, config.n_component)
+        self.to_local = nn.Linear(width, config.n_local)
+        self.to_residual = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.n_residual))
+        self.to_scale = nn.Linear(width, 1)
+        self.holistic_share = nn.Parameter(torch.zeros(1))
+        with torch.no_grad():
+            self.to_scale.weight.zero_()
+            self.to_scale.bias.zero_()
+            self.to_latent.bias[config.latent :].fill_(-4.0)
+
+    def forward(
+        self,
+        summary: Float[Tensor, "b twice_width"],
+        patch: Float[Tensor, "b patch width"],
+        roi_tokens: Float[Tensor, "b roi width"],
+        real: Bool[Tensor, "b roi"],
+        *,
+        generator: torch.Generator | None = None,
+        sample: bool,
+    ) -> Decoded:
+        """Decode; `sample` draws the latent, else its mean is taken. Padding in `roi_tokens` is on the left.
+
+        `roi_tokens` hold embeddings plus value times `self.value`; where `real` is False they must be zero.
+        """
+        visual = self.visual(summary)
+        tokens = torch.cat([torch.zeros_like(visual)[:, None], roi_tokens], dim=1)
+        first = real.int().argmax(1)
+        tokens = tokens.scatter(1, first[:, None, None].expand(-1, 1, tokens.shape[-1]), visual[:, None])
+        places = torch.arange(tokens.shape[1], device=real.device)
+        mask = places >= first[:, None]
+        encoded = self.encoder(tokens, real=mask)
+        pooled = (encoded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        mu, log_variance = self.to_latent(pooled).chunk(2, dim=-1)
+        log_variance = log_variance.clamp(-10, 10)
+        z = mu
+        if sample:
+            noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+            z = mu + (0.5 * log_variance).exp() * noise
+        tokens = tokens + self.from_latent(z)[:, None] * mask[..., None]
+        queries = self.queries.expand(len(tokens), -1, -1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), queries.shape[1])], dim=1)
+        decoded = self.decoder(torch.cat([tokens, queries], dim=1), real=mask)
+        n_query = queries.shape[1]
+        return Decoded(
+            mu=mu,
+            log_variance=log_variance,
+            components=self.to_components(decoded[:, -n_query:].flatten(1)),
+            local=self.to_local(patch),
+            residual=self.to_residual(decoded[:, 1:-n_query]),
+            scale=torch.exp(torch.tanh(self.to_scale(visual))),
+        )
