@@ -1,0 +1,1 @@
+"""Ray and DeepSpeed: the only place that knows them."""

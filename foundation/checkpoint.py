@@ -1,0 +1,173 @@
+"""Models and checkpoints on disk: safetensors and JSON, written under a temporary name and renamed.
+
+A model directory holds ``model.safetensors`` and ``model.json`` (how to build it, and what it was made from). A
+checkpoint is a model directory with ``training.json`` and ``optimiser/`` beside it. Nothing in either is executable.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from foundation.config import BackboneConfig, MambaConfig
+from foundation.model.dual_stream import TokenShape
+from foundation.model.encoding_model import EncodingModel
+
+FORMAT = "manybrains-model"
+FORMAT_VERSION = 1
+_LOG = logging.getLogger(__name__)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary directory that becomes `path` when the block ends well, and is removed otherwise."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, Any], only: str | None = None) -> None:
+    """Write a model, or with `only` just that subject's adapter, into an existing directory.
+
+    Parameters
+    ----------
+    made_from : lineage, as JSON; kept in ``model.json``.
+    """
+    state = model.state_dict()
+    if only is not None:
+        state = {key: value for key, value in state.items() if key.startswith(f"adapters.{only}.")}
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, directory / "model.safetensors")
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": "adapter" if only else "model",
+        "token_shape": dataclasses.asdict(model.shape),
+        "backbone": dataclasses.asdict(model.config),
+        "subjects": [only] if only else model.subjects,
+        "made_from": made_from,
+        "weights": file_digest(directory / "model.safetensors"),
+    }
+    write_json(directory / "model.json", description)
+
+
+def file_digest(path: Path) -> str:
+    """Return ``sha256:...`` of a file."""
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Return a model directory's description, its weights checked against their digest.
+
+    Raises
+    ------
+    ValueError
+        If it is no model directory, was written by a newer version, or its weights aren't those described.
+    """
+    path = directory / "model.json"
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{directory} is not a model: model.json can't be read ({error})") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path} doesn't describe a manybrains model")
+    if description["format_version"] > FORMAT_VERSION:
+        found = description["format_version"]
+        raise ValueError(
+            f"{directory} has model format {found}; this manybrains reads up to {FORMAT_VERSION}: update it"
+        )
+    weights = directory / "model.safetensors"
+    if not weights.exists() or file_digest(weights) != description["weights"]:
+        raise ValueError(f"{weights} is damaged or missing: its digest isn't the one in model.json; use another copy")
+    return description
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(directory / "model.safetensors", "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{directory / 'model.safetensors'} can't be read: {error}") from error
+
+
+def backbone_config(plain: dict[str, Any]) -> BackboneConfig:
+    """Return the config that `dataclasses.asdict` and JSON turned into `plain`."""
+    named = {**plain, "scan_orders": tuple(plain["scan_orders"]), "mamba": MambaConfig(**plain["mamba"])}
+    return BackboneConfig(**named)
+
+
+def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
+    """Return the model of a directory on the CPU, and its lineage."""
+    description = read_description(directory)
+    if description["kind"] != "model":
+        raise ValueError(f"{directory} holds an adapter only; load it into its backbone")
+    tensors = _tensors(directory)
+    parcels = {name: tensors[f"adapters.{name}.parcel"] for name in description["subjects"]}
+    model = EncodingModel(TokenShape(**description["token_shape"]), backbone_config(description["backbone"]), parcels)
+    model.load_state_dict(tensors)
+    return model.eval(), description["made_from"]
+
+
+def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, Any]]:
+    """Put the adapter of a directory into `model`; return its subject and lineage."""
+    description = read_description(directory)
+    tensors = _tensors(directory)
+    (subject,) = description["subjects"]
+    prefix = f"adapters.{subject}."
+    adapter = model.add_subject(subject, tensors[f"{prefix}parcel"])
+    adapter.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items()})
+    return subject, description["made_from"]
+
+
+# -- checkpoints of a run --------------------------------------------------------------------------------------------
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return a run's checkpoints, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the newest checkpoint whose weights are whole; a damaged one is passed over, and said so."""
+    for path in reversed(checkpoints(run)):
+        try:
+            read_description(path)
+            json.loads((path / "training.json").read_text())
+        except (ValueError, OSError) as error:
+            _LOG.warning("passing over checkpoint %s: %s", path, error)
+            continue
+        return path
+    return None
+
+
+def prune_checkpoints(run: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for path in checkpoints(run)[:-keep]:
+        shutil.rmtree(path)

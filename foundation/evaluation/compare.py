@@ -1,0 +1,95 @@
+"""A model beside ridge on the same subject, tokens, sessions and split; the one place that puts the pieces together."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from data.preprocess import Samples, samples
+from data.splits import Split
+from data.store import SubjectStore, TokenReader
+from foundation.evaluation.baselines import fit_ridge, ridge_features
+from foundation.evaluation.measured import measured_test
+from foundation.evaluation.score import Scores, score
+from foundation.model.encoding_model import EncodingModel
+from foundation.training.loop import predict_samples
+
+
+def features_of(
+    tokens: TokenReader, rows: Int[np.ndarray, " image"], *, batch: int = 256
+) -> Float32[np.ndarray, "image feature"]:
+    """Return the features that ridge sees of the images in `rows`."""
+    _, patch, _ = tokens.shape
+    side = round(patch**0.5)
+    parts = []
+    for start in range(0, len(rows), batch):
+        cls, patches = tokens.read(rows[start : start + batch])
+        parts.append(
+            ridge_features(cls.astype(np.float32), patches.astype(np.float32), grid=(side, side), pool=min(4, side))
+        )
+    return np.concatenate(parts).astype(np.float32)
+
+
+def ridge_prediction(
+    tokens: TokenReader, train: Samples, rows: Int[np.ndarray, " image"], *, seed: int
+) -> Float32[np.ndarray, "image voxel"]:
+    """Return what ridge, its penalty chosen per voxel by cross-validation within `train`, predicts for `rows`."""
+    model = fit_ridge(features_of(tokens, train.image), train.responses, seed=seed)
+    return model.predict(features_of(tokens, rows)).astype(np.float32)
+
+
+def model_prediction(
+    model: EncodingModel, tokens: TokenReader, subject: str, rows: Int[np.ndarray, " image"]
+) -> Float32[np.ndarray, "image voxel"]:
+    """Return what `model` predicts for the images in `rows`."""
+    n_voxel = model.adapter(subject).n_voxel
+    wanted = Samples(
+        subject=subject,
+        image=rows,
+        responses=np.zeros((len(rows), n_voxel), np.float32),
+        n_repeats=np.ones(len(rows), np.float32),
+    )
+    return predict_samples(model, tokens, wanted)
+
+
+def score_subject(
+    models: Mapping[str, EncodingModel],
+    subject: SubjectStore,
+    tokens: TokenReader,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    seed: int = 0,
+    n_bootstraps: int = 1000,
+) -> Scores:
+    """Score models and ridge on a subject's test images, all with the same sessions to learn from."""
+    measured, rows = measured_test(subject, split, n_sessions=n_sessions)
+    train = samples(subject, split, "train", n_sessions=n_sessions)
+    predictions = {name: model_prediction(model, tokens, subject.name, rows) for name, model in models.items()}
+    predictions["ridge"] = ridge_prediction(tokens, train, rows, seed=seed)
+    training_mean = train.responses.mean(0)
+    rng = np.random.default_rng(seed)
+    return score(predictions, measured, training_mean=training_mean, n_bootstraps=n_bootstraps, rng=rng)
+
+
+def headline(scores: Scores, system: str) -> dict[str, float]:
+    """Return the numbers that a run is known by: against repeat means, over all voxels and per ROI family.
+
+    Keys: ``test/<metric>`` and ``test/<metric>/<subject>`` and ``test/<metric>/<subject>/<roi>``, the first a mean over
+    subjects; undefined ones are left out. Metrics: voxel_r, pattern_r, mse, r2_ceiling.
+    """
+    named = {("voxel", "r"): "voxel_r", ("pattern", "r"): "pattern_r", ("voxel", "mse"): "mse"}
+    named |= {("voxel", "r2_ceiling"): "r2_ceiling"}
+    found: dict[str, float] = {}
+    for row in scores.rows:
+        metric = named.get((row.axis, row.metric))
+        if row.system == system and row.target == "mean" and metric and row.value is not None:
+            key = f"test/{metric}/{row.subject}"
+            found[key if row.roi == "all" else f"{key}/{row.roi}"] = row.value
+    for metric in named.values():
+        of_subjects = [
+            value for key, value in found.items() if key.startswith(f"test/{metric}/") and key.count("/") == 2
+        ]
+        if of_subjects:
+            found[f"test/{metric}"] = float(np.mean(of_subjects))
+    return found

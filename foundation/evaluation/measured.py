@@ -1,0 +1,59 @@
+"""What was measured of one subject's test images, as the protocol wants it: trials, ceiling, ROI families."""
+
+import numpy as np
+from jaxtyping import Int
+
+from data.noise_ceiling import ncsnr, noise_ceiling
+from data.preprocess import Trials, standardised_trials
+from data.rois import families
+from data.splits import Split
+from data.store import SubjectStore
+from foundation.evaluation.score import Measured
+
+
+def measured_test(
+    subject: SubjectStore, split: Split, *, n_sessions: int | None = None
+) -> tuple[Measured, Int[np.ndarray, " image"]]:
+    """Return the test trials of `subject` for a model that had `n_sessions`, and the store's row of each image.
+
+    The ceiling's NCSNR is estimated from all of the subject's repeats; it is reported, and weighs nothing.
+
+    Raises
+    ------
+    ValueError
+        If the subject saw no test image.
+    """
+    trials = standardised_trials(subject, split, n_sessions=n_sessions)
+    keep = split.select(trials.image, "test")
+    if not keep.any():
+        raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
+    rows, image = np.unique(trials.image[keep], return_inverse=True)
+    averaged = bool((trials.n_averaged > 1).any())
+    ceiling, reason = _ceiling(trials, keep, averaged=averaged)
+    notes = (
+        () if subject.upstream_preprocessing is None else (f"upstream preprocessing: {subject.upstream_preprocessing}",)
+    )
+    if "sessions" in subject.attrs["provenance"]:
+        notes += (f"sessions: {subject.attrs['provenance']['sessions']}",)
+    measured = Measured(
+        subject=subject.name,
+        trials=trials.responses[keep],
+        image=image,
+        ceiling=ceiling,
+        ceiling_reason=reason,
+        families=families(subject),
+        notes=notes,
+        trial_reason="the data came averaged over repeats" if averaged else None,
+        normalisation="standardised by the training images" if subject.session is None else "session-standardised",
+    )
+    return measured, rows
+
+
+def _ceiling(trials: Trials, keep: np.ndarray, *, averaged: bool) -> tuple[np.ndarray | None, str | None]:
+    if averaged:
+        return None, "the data came averaged over repeats, so their noise can't be told"
+    _, repeats = np.unique(trials.image, return_counts=True)
+    if (repeats < 2).all():
+        return None, "no image was repeated"
+    _, shown = np.unique(trials.image[keep], return_counts=True)
+    return noise_ceiling(ncsnr(trials.responses, trials.image), shown), None

@@ -1,0 +1,311 @@
+"""``python -m foundation.pretrain``: pretrain a backbone on pooled subjects, score it, track it, register it."""
+
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from cluster.config import ClusterConfig
+from data.command_line import CommonOptions, Session, begin, run
+from data.home import stores_dir
+from data.splits import split_of
+from data.store import PooledStore
+from foundation.checkpoint import load_model
+from foundation.config import BackboneConfig, LossConfig, OptimConfig, Recipe
+from foundation.evaluation.compare import headline, score_subject
+from foundation.evaluation.figures import bars_per_roi
+from foundation.evaluation.score import merge_scores
+from foundation.evaluation.table import score_table, write_rows_json
+from foundation.recipes import RECIPES, recipe_named
+from foundation.tracking.registry import aliases, register
+from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.training.engine import LocalEngine
+from foundation.training.reporter import Reporter, follow
+from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads, train_run
+
+PROGRAM = "python -m foundation.pretrain"
+NEWEST = "newest"
+DEFAULT_RECIPE = "phantom-tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pretrain a backbone on pooled subjects."""
+
+    recipe: Positional[str] = DEFAULT_RECIPE
+    """The run's name among the recipes: phantom-tiny, phantom-standard, v4."""
+    store: str | None = None
+    """Store's path or URL (default: the embedded phantom, made if it is missing)."""
+    subjects: tuple[str, ...] = ()
+    """Subjects to pool, by number or name."""
+    resume: Annotated[str | None, arg(metavar="[RUN]")] = None
+    """Continue a run; without a name, the newest unfinished one of the same recipe and store."""
+    encoder: str = "gabor"
+    """Encoder whose tokens are read."""
+    parcel_size: int = 30
+    """Voxels per ROI of Stage 1."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Seed of everything random."""
+    backbone: BackboneConfig = BackboneConfig()
+    """Shared backbone."""
+    loss: LossConfig = LossConfig()
+    """Objective."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and length."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it computes."""
+    session: CommonOptions = Session()
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Pretrain":
+        """Return the command that a recipe is without options."""
+        return cls(
+            recipe=recipe.name,
+            store=recipe.data.store,
+            subjects=recipe.data.subjects,
+            encoder=recipe.data.encoder,
+            parcel_size=recipe.data.parcel_size,
+            checkpoint_every=recipe.checkpoint_every,
+            seed=recipe.seed,
+            backbone=recipe.backbone,
+            loss=recipe.loss,
+            optim=recipe.optim,
+        )
+
+    def resolved(self) -> Recipe:
+        """Return the recipe with this command's options in place of its own."""
+        recipe = recipe_named(self.recipe)
+        store = self.store and (self.store if "://" in self.store else str(Path(self.store).resolve()))
+        data = replace(
+            recipe.data, store=store, subjects=self.subjects, encoder=self.encoder, parcel_size=self.parcel_size
+        )
+        return replace(
+            recipe,
+            data=data,
+            backbone=self.backbone,
+            loss=self.loss,
+            optim=self.optim,
+            checkpoint_every=self.checkpoint_every,
+            seed=self.seed,
+        )
+
+
+def embedded_phantom(preset: str, console: Console) -> str:
+    """Return the path of the phantom that stands in where no store is named, made (whole or not at all) if missing."""
+    path = stores_dir() / f"phantom-{preset}.zarr"
+    if path.exists():
+        return str(path)
+    from data.features import compute_features, load_encoder
+    from data.phantom import PRESETS, truth_path, write_phantom
+
+    console.print(f"making the embedded data set, phantom {preset} (once): {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        write_phantom(str(made), PRESETS[preset])
+        compute_features(PooledStore.open(made, writable=True), load_encoder("gabor"))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(truth_path(str(path)))
+        Path(truth_path(str(made))).rename(truth_path(str(path)))
+        made.rename(path)
+    return str(path)
+
+
+@contextlib.contextmanager
+def stop_file_on_signal(directory: Path) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after this step; the second one stops at once."""
+    stop = directory / "stop"
+    stop.unlink(missing_ok=True)
+
+    def request(number: int, frame: object) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        print(
+            "stopping after this step; a checkpoint is written (once more to stop at once)", file=sys.stderr, flush=True
+        )
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.unlink(missing_ok=True)
+
+
+def train_here(plan: Plan, tracked: TrackedRun) -> None:
+    """Train in this process."""
+    set_threads(1)
+    reporter = Reporter(tracked, plan.directory)
+    with follow(plan.directory) as told:
+
+        def log(metrics: Mapping[str, float], step: int) -> None:
+            reporter(metrics, step)
+            told()
+
+        status = train_run(plan, LocalEngine, log)
+    reporter.flush()
+    describe_run(plan.directory, status=status)
+
+
+def pretrain(command: Pretrain) -> None:
+    """Run the command."""
+    begin(command.session)
+    console = Console()
+    recipe = command.resolved()
+    where = recipe.data.store or embedded_phantom(recipe.data.phantom, console)
+    store = PooledStore.open(where)
+    names = [store.resolve_subject(s) for s in recipe.data.subjects]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--subjects {' '.join(recipe.data.subjects) or '(none)'} must name at least one, each once")
+    digest = run_digest(recipe, store.digest(names, recipe.data.encoder))
+    directory, tracked = _open_run(command, recipe, digest, where)
+    console.print(
+        f"run {directory.name}: {recipe.name} on {', '.join(names)} of {where}, engine {command.cluster.engine}"
+    )
+    plan = Plan(recipe=recipe, store=where, directory=directory, tracking_uri=tracked.uri, tracking_run=tracked.id)
+    try:
+        with stop_file_on_signal(directory):
+            if command.cluster.engine == "local":
+                train_here(plan, tracked)
+            else:
+                from cluster.launch import train_on_ray
+
+                train_on_ray(plan, command.cluster)
+        if describe_run(directory)["status"] == "interrupted":
+            tracked.finish("KILLED")
+            console.print(f"interrupted; go on with: {PROGRAM} {recipe.name} --resume {directory.name}")
+            sys.exit(130)
+        _score_and_register(plan, store, names, tracked, console)
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            describe_run(directory, status="failed")
+            tracked.finish("FAILED")
+        raise
+    tracked.finish()
+    describe_run(directory, status="finished")
+
+
+def _open_run(command: Pretrain, recipe: Recipe, digest: str, where: str) -> tuple[Path, TrackedRun]:
+    """Return the run's directory and its run in MLflow: a new one, or the one to resume."""
+    if command.resume is not None:
+        directory = run_to_resume(digest, name=None if command.resume == NEWEST else command.resume)
+        known = describe_run(directory, status="running")
+        tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
+        tracked.reopen()
+        return directory, tracked
+    directory = new_run(recipe)
+    tags = {
+        "recipe": recipe.name,
+        "store": where,
+        "engine": command.cluster.engine,
+        "subjects": " ".join(command.subjects),
+    }
+    tracked = TrackedRun.start(directory.name, kind="pretrain", config=recipe.to_json(), tags=tags)
+    import time
+
+    describe_run(
+        directory,
+        status="running",
+        created=time.time(),
+        digest=digest,
+        recipe=recipe.to_json(),
+        store=where,
+        tracking_run=tracked.id,
+        tracking_uri=tracked.uri,
+    )
+    return directory, tracked
+
+
+def _score_and_register(
+    plan: Plan, store: PooledStore, names: list[str], tracked: TrackedRun, console: Console
+) -> None:
+    """Score the best checkpoint beside ridge, print and log the table, register the backbone."""
+    recipe, best = plan.recipe, plan.directory / "best"
+    model, made_from = load_model(best)
+    tokens, split = store.tokens(recipe.data.encoder), split_of(store)
+    scores = merge_scores(
+        score_subject({"manybrains": model}, store.subject(name), tokens, split, seed=recipe.seed) for name in names
+    )
+    console.print(score_table(scores))
+    tracked.log(headline(scores, "manybrains"))
+    tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
+    write_rows_json(scores.rows, plan.directory / "scores.json")
+    write_rows_json(scores.comparisons, plan.directory / "comparisons.json")
+    bars_per_roi(scores, plan.directory / "scores.png")
+    for name in ("scores.json", "comparisons.json", "scores.png"):
+        tracked.artifact(plan.directory / name)
+    tracked.artifact(best, "backbone")
+    keys = ("store", "store_digest", "encoder_digest", "split_digest", "code_version", "step")
+    lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
+    lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{best_score(plan.directory):.6f}"}
+    registered = register(recipe.name, tracked, "backbone", kind="backbone", tags=lineage)
+    tracked.tag({"backbone": registered.label})
+    alias = aliases(registered)[0]
+    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}")
+    others = [name for name in store.subjects if name not in names]
+    if others:
+        number = int(others[0][4:]) if others[0].startswith("subj") and others[0][4:].isdigit() else others[0]
+        preferred = 5 if "subj05" in others else number
+        console.print(f"next: adapt --subject {preferred} --sessions 3   (a subject that it hasn't seen)")
+    console.print("then: make ui   (compare the runs in MLflow)")
+
+
+def best_score(directory: Path) -> float:
+    """Return the best validation score of a finished run."""
+    import json
+
+    from foundation.checkpoint import newest_checkpoint
+
+    newest = newest_checkpoint(directory)
+    assert newest is not None
+    return float(json.loads((newest / "training.json").read_text())["best_score"])
+
+
+def arguments(args: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """Return the recipe that `args` name and the arguments with a bare ``--resume`` completed.
+
+    Raises
+    ------
+    ValueError
+        If the recipe is unknown.
+    """
+    completed: list[str] = []
+    for i, word in enumerate(args):
+        completed.append(word)
+        following = args[i + 1] if i + 1 < len(args) else "-"
+        if word == "--resume" and (following.startswith("-") or following in RECIPES):
+            completed.append(NEWEST)
+    first = completed[0] if completed and not completed[0].startswith("-") else None
+    named = first or next((word for word in completed if word in RECIPES), DEFAULT_RECIPE)
+    return recipe_named(named), completed
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        recipe, args = arguments(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+    def command(options: Annotated[Pretrain, arg(name="")] = Pretrain.of(recipe)) -> None:
+        """Pretrain a backbone on pooled subjects, score it beside ridge, track it in MLflow, register it."""
+        pretrain(options)
+
+    run(command, program=PROGRAM, description=__doc__, args=args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Named whole runs; anything in them can be overridden on the command line."""
+
+from foundation.config import BackboneConfig, DataConfig, OptimConfig, Recipe
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="phantom-tiny"),
+        Recipe(
+            name="phantom-standard",
+            data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
+            optim=OptimConfig(epochs=30),
+        ),
+        Recipe(
+            name="v4",
+            data=DataConfig(encoder="encoder-vits14", subjects=("PE201025", "PE210224", "PE210325"), parcel_size=8),
+            backbone=BackboneConfig(dropout=0.2),
+        ),
+    )
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,133 @@
+"""Runs in MLflow: parameters, step metrics, final scores, the resolved config, figures.
+
+The tracking server is ``$MLFLOW_TRACKING_URI``, else a SQLite file in our home, so that a cluster job and a shell see
+the same runs. All kinds of runs live in one experiment, where they can be ticked and compared; docs/mlflow.md has the
+names of metrics and tags.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_ENABLE_TELEMETRY", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from data.home import home
+
+EXPERIMENT = "manybrains"
+_MAX_PARAM = 500
+_MAX_BATCH = 1000
+
+
+def tracking_uri() -> str:
+    """Return where runs are tracked."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """Return a client of the tracking server and registry."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = uri or tracking_uri()
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(mlflow: MlflowClient, uri: str) -> str:
+    found = mlflow.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return found.experiment_id
+    local = uri.startswith("sqlite:")
+    location = (home() / "artifacts").as_uri() if local else None
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    try:
+        return mlflow.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+    except MlflowException:  # another process was quicker
+        found = mlflow.get_experiment_by_name(EXPERIMENT)
+        assert found is not None
+        return found.experiment_id
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)[:_MAX_PARAM]
+    return flat
+
+
+class TrackedRun:
+    """A run in MLflow that is being written."""
+
+    def __init__(self, run_id: str, uri: str | None = None) -> None:
+        self.id, self.uri = run_id, uri or tracking_uri()
+        self._client = client(self.uri)
+
+    @classmethod
+    def start(cls, name: str, *, kind: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
+        """Start a run; `kind` (pretrain, adapt, baseline) becomes the tag ``manybrains.kind``."""
+        uri = tracking_uri()
+        mlflow = client(uri)
+        named = {f"manybrains.{key}": value for key, value in tags.items()} | {"manybrains.kind": kind}
+        run = mlflow.create_run(_experiment(mlflow, uri), run_name=name, tags=named)
+        started = cls(run.info.run_id, uri)
+        params = [Param(key, value) for key, value in _flat(config).items()]
+        for at in range(0, len(params), 100):
+            mlflow.log_batch(started.id, params=params[at : at + 100])
+        mlflow.log_dict(started.id, dict(config), "config.json")
+        return started
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of a step; those that are undefined (NaN) are left out."""
+        self.log_steps([(step, metrics)])
+
+    def log_steps(self, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics of several steps."""
+        now = int(time.time() * 1000)
+        entries = [
+            Metric(key, float(value), now, step)
+            for step, metrics in steps
+            for key, value in metrics.items()
+            if value == value
+        ]
+        for at in range(0, len(entries), _MAX_BATCH):
+            self._client.log_batch(self.id, metrics=entries[at : at + _MAX_BATCH])
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(f"manybrains.{key}", value) for key, value in tags.items()])
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, or what a directory holds, with the run."""
+        if path.is_dir():
+            self._client.log_artifacts(self.id, str(path), folder or path.name)
+        else:
+            self._client.log_artifact(self.id, str(path), folder)
+
+    def reopen(self) -> None:
+        """Mark an interrupted run as running again."""
+        self._client.update_run(self.id, status="RUNNING")
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.id, status=status)
+
+
+def find_runs(filter_string: str = "") -> list[Any]:
+    """Return our runs, newest first."""
+    mlflow = client()
+    found = mlflow.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        return []
+    return list(
+        mlflow.search_runs([found.experiment_id], filter_string, ViewType.ACTIVE_ONLY, order_by=["start_time DESC"])
+    )
