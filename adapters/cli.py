@@ -1,0 +1,172 @@
+"""``adapt``: a model of a new subject from its first N sessions, scored beside ridge, tracked and registered."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from rich.console import Console
+from tyro.conf import arg
+
+from adapters.fit import Fitted, Method, fit_adapter
+from data.command_line import CommonOptions, Session, begin, run
+from data.parcels import parcels
+from data.preprocess import n_sessions_of, samples
+from data.splits import split_of
+from data.store import PooledStore
+from foundation.checkpoint import load_model, save_model
+from foundation.evaluation.compare import headline, score_subject
+from foundation.evaluation.figures import bars_per_roi
+from foundation.evaluation.table import score_table, write_rows_json
+from foundation.model.encoding_model import EncodingModel
+from foundation.tracking.registry import Registered, aliases, find_backbone, register
+from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.training.run import code_version
+
+PROGRAM = "adapt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """Fit a new subject's adapter on a registered backbone."""
+
+    subject: str
+    """Subject, by number (5) or name (subj05)."""
+    sessions: int
+    """Learn from the first N sessions that the subject spent in the scanner, and from nothing else."""
+    store: str | None = None
+    """Store's path or URL (default: the one that the backbone was trained on)."""
+    backbone: str | None = None
+    """NAME@ALIAS or NAME/VERSION (default: the champion that was registered last)."""
+    method: Method = "head"
+    """ridge: the closed-form start alone; head: refined by gradient steps while validation improves."""
+    allow_seen: bool = False
+    """Allow a subject that the backbone was trained on."""
+    seed: int = 0
+    """Seed of everything random."""
+    session: CommonOptions = Session()
+
+
+def adapt(command: Adapt) -> None:
+    """Run the command."""
+    begin(command.session)
+    console = Console()
+    backbone = find_backbone(command.backbone)
+    model, made_from = load_model(backbone.directory())
+    where = command.store or made_from["store"]
+    store = PooledStore.open(where)
+    subject = _check(command, store, made_from, backbone)
+    encoder = made_from["recipe"]["data"]["encoder"]
+    console.print(f"{subject}, first {command.sessions} sessions, on backbone {backbone.label} and {where}")
+    measurements, tokens, split = store.subject(subject), store.tokens(encoder), split_of(store)
+    train = samples(measurements, split, "train", n_sessions=command.sessions)
+    validation = samples(measurements, split, "validation", n_sessions=command.sessions)
+    size = made_from["recipe"]["data"]["parcel_size"]
+    parcel = torch.from_numpy(parcels(measurements.n_voxels, measurements.coordinates, size=size)).long()
+    lineage = {
+        "backbone": backbone.label,
+        "backbone_name": backbone.name,
+        "backbone_version": str(backbone.version),
+        "subject": subject,
+        "sessions": str(command.sessions),
+        "seed": str(command.seed),
+        "method": command.method,
+        "store": where,
+        "store_digest": store.digest([subject], encoder),
+        "split_digest": split.digest,
+        "code_version": code_version(),
+    }
+    name = f"adapt-{subject}-{command.sessions}s-{backbone.name}"
+    tracked = TrackedRun.start(name, kind="adapt", config=lineage, tags=lineage)
+    try:
+        fitted = fit_adapter(
+            model, subject, parcel, tokens, train, validation, method=command.method, seed=command.seed, log=tracked.log
+        )
+        console.print(_told(fitted, len(train), len(validation)))
+        scores = score_subject(
+            {"manybrains": model}, measurements, tokens, split, n_sessions=command.sessions, seed=command.seed
+        )
+        console.print(score_table(scores))
+        tracked.log(headline(scores, "manybrains"))
+        tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
+        with tempfile.TemporaryDirectory() as scratch:
+            write_rows_json(scores.rows, Path(scratch) / "scores.json")
+            write_rows_json(scores.comparisons, Path(scratch) / "comparisons.json")
+            bars_per_roi(scores, Path(scratch) / "scores.png")
+            for file in sorted(Path(scratch).iterdir()):
+                tracked.artifact(file)
+        registered = _register(model, subject, lineage, fitted, tracked, backbone)
+        tracked.tag({"adapter": registered.label})
+        console.print(
+            f"registered adapter {registered.label} as {aliases(registered)[0]}; runs are in {tracking_uri()}"
+        )
+        console.print("next: make ui   (compare the runs in MLflow)")
+    except BaseException as error:
+        tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracked.finish()
+
+
+def _check(command: Adapt, store: PooledStore, made_from: dict, backbone: Registered) -> str:
+    """Return the subject's name, if it may be adapted to; before anything is tracked."""
+    subject = store.resolve_subject(command.subject)
+    have = n_sessions_of(store.subject(subject))
+    if have is None:
+        raise ValueError(f"{subject} of {store.path} has no session index, so --sessions can't be asked of it")
+    if not 1 <= command.sessions <= have:
+        raise ValueError(f"{subject} has {have} sessions; --sessions {command.sessions} must be 1 to {have}")
+    known = made_from["subject_digests"]
+    seen = subject in known or store.subject(subject).digest in known.values()
+    if seen and not command.allow_seen:
+        raise ValueError(
+            f"backbone {backbone.label} was trained on {subject}; pass --allow-seen to adapt to it all the same"
+        )
+    encoder = made_from["recipe"]["data"]["encoder"]
+    if store.tokens(encoder).digest != made_from["encoder_digest"]:
+        raise ValueError(
+            f"{encoder!r} tokens of {store.path} come from another encoder than backbone {backbone.label} learned"
+        )
+    return subject
+
+
+def _told(fitted: Fitted, n_train: int, n_validation: int) -> str:
+    kept = "kept as it is" if fitted.kept_epoch == 0 else f"refined to {fitted.kept:.4f} in {fitted.kept_epoch} epochs"
+    images = f"{n_train} training and {n_validation} validation images"
+    return f"{images}; closed-form start: validation r {fitted.start:.4f}, {kept}"
+
+
+def _register(
+    model: EncodingModel,
+    subject: str,
+    lineage: dict[str, str],
+    fitted: Fitted,
+    tracked: TrackedRun,
+    backbone: Registered,
+) -> Registered:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "adapter"
+        directory.mkdir()
+        save_model(model, directory, made_from=lineage, only=subject)
+        tracked.artifact(directory, "adapter")
+    tags = lineage | {
+        "validation_voxel_r": f"{fitted.kept:.6f}",
+        "start": "ridge",
+        "kept_epoch": str(fitted.kept_epoch),
+    }
+    return register(f"{backbone.name}.{subject}", tracked, "adapter", kind="adapter", tags=tags)
+
+
+def main() -> None:
+    """Run the command line."""
+
+    def command(options: Annotated[Adapt, arg(name="")]) -> None:
+        """Fit a new subject's adapter on a registered backbone; score it beside ridge, track it, register it."""
+        adapt(options)
+
+    run(command, program=PROGRAM, description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

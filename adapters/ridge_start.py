@@ -1,0 +1,148 @@
+"""The closed-form start of an adapter: every readout a ridge on the frozen backbone's features.
+
+Stage 1 first (each ROI from either stream), then the voxels given what Stage 2 makes of those ROIs. A unit's population
+receptive field is the one of a grid of candidates under which cross-validated ridge predicts it best. An ROI's token
+takes the embedding of the training subjects' ROI whose tuning is most alike: readouts live in one shared feature space,
+so that is a comparison of functions, not of places.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from himalaya.ridge import RidgeCV
+from jaxtyping import Float
+from sklearn.model_selection import KFold
+from torch import Tensor
+from torch.nn import functional as F
+
+from foundation.model.adapter import Adapter
+from foundation.model.dual_stream import Streams, gaussian_field
+from foundation.model.encoding_model import EncodingModel
+
+ALPHAS = np.logspace(-1, 6, 15)
+PLACES = (1 / 10, 3 / 10, 5 / 10, 7 / 10, 9 / 10)
+SIZES = (0.06, 0.12, 0.25)
+EVERYWHERE = 1.0
+N_FOLDS = 5
+_CONSTANT = 1e3  # the intercept's column is scaled up so that no penalty reaches it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A candidate receptive field."""
+
+    place: tuple[float, float]
+    size: float
+
+
+def candidate_fields() -> list[Field]:
+    """Return the grid of candidates, the whole image last."""
+    grid = [Field(place=(x, y), size=size) for size in SIZES for y in PLACES for x in PLACES]
+    return [*grid, Field(place=(0.5, 0.5), size=EVERYWHERE)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """Weights of a ridge with a penalty of its own for each target, and how well it predicted held-out folds."""
+
+    weights: Float[np.ndarray, "feature target"]
+    score: Float[np.ndarray, " target"]
+
+
+def solve(
+    features: Float[np.ndarray, "image feature"],
+    targets: Float[np.ndarray, "image target"],
+    *,
+    constant: Float[np.ndarray, " image"],
+    seed: int,
+) -> Solved:
+    """Return ``targets ~ features @ weights[:-1] + constant * weights[-1]``, the last unpenalised.
+
+    `score` is the cross-validated share of explained variance under the best penalty.
+    """
+    scale = features.std(0)
+    scale[scale < 1e-6] = np.inf
+    design = np.column_stack([features / scale, _CONSTANT * constant]).astype(np.float64)
+    folds = KFold(min(N_FOLDS, len(design)), shuffle=True, random_state=seed)
+    ridge = RidgeCV(alphas=ALPHAS, fit_intercept=False, cv=folds, solver_params={"warn": False})  # pyright: ignore[reportArgumentType]
+    ridge.fit(design, targets.astype(np.float64))
+    weights = np.asarray(ridge.coef_).reshape(design.shape[1], -1)
+    return Solved(
+        weights=np.vstack([weights[:-1] / scale[:, None], weights[-1:] * _CONSTANT]), score=np.asarray(ridge.cv_scores_)
+    )
+
+
+def _best_field(
+    seen: Sequence[Float[np.ndarray, "image feature"]],
+    targets: Float[np.ndarray, "image target"],
+    *,
+    constant: Float[np.ndarray, " image"],
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each target, the index of the best of the features in `seen`, and its weights (feature, target)."""
+    best = np.full(targets.shape[1], -np.inf)
+    choice = np.zeros(targets.shape[1], np.int64)
+    weights = np.zeros((seen[0].shape[1] + 1, targets.shape[1]))
+    for k, features in enumerate(seen):
+        solved = solve(features, targets, constant=constant, seed=seed)
+        better = solved.score > best
+        best[better], choice[better], weights[:, better] = solved.score[better], k, solved.weights[:, better]
+    return choice, weights
+
+
+@torch.no_grad()
+def ridge_start(
+    model: EncodingModel, subject: str, streams: Streams, responses: Float[Tensor, "image voxel"], *, seed: int
+) -> None:
+    """Set `subject`'s adapter from its training images alone: the streams' outputs to them and its mean responses."""
+    adapter = model.adapter(subject)
+    fields = candidate_fields()
+    place = torch.tensor([f.place for f in fields])
+    log_size = torch.tensor([f.size for f in fields]).log()
+    weighting = gaussian_field(place, log_size, adapter.side)
+    ones = np.ones(len(responses))
+
+    targets = adapter.roi_means(responses).numpy()
+    what = solve(streams.cls.numpy(), targets, constant=ones, seed=seed).weights
+    where = list(torch.einsum("gp,bpw->gbw", weighting, streams.patch).numpy())
+    choice, weights = _best_field(where, targets, constant=ones, seed=seed)
+    _set(adapter.roi_cls, what[:-1].T)
+    _set(adapter.roi_patch, weights[:-1].T)
+    _set(adapter.roi_bias, np.stack([what[-1], weights[-1]]))
+    _set(adapter.roi_place, place[choice])
+    _set(adapter.roi_log_size, log_size[choice])
+    _lend_embeddings(model, subject)
+
+    features = model.voxel_features(streams, subject)
+    left = (responses - features.offset).numpy()
+    shared = (features.holistic_gain * features.components).numpy()
+    local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.local_gain
+    seen = [np.hstack([shared, through.numpy()]) for through in local]
+    choice, weights = _best_field(seen, left, constant=features.holistic_gain[:, 0].numpy(), seed=seed)
+    n_component = shared.shape[1]
+    _set(adapter.voxel_component, weights[:n_component].T)
+    _set(adapter.voxel_local, weights[n_component:-1].T)
+    _set(adapter.voxel_bias, weights[-1])
+    _set(adapter.voxel_residual, np.zeros(adapter.voxel_residual.shape))
+    _set(adapter.voxel_place, place[choice])
+    _set(adapter.voxel_log_size, log_size[choice])
+
+
+def _lend_embeddings(model: EncodingModel, subject: str) -> None:
+    """Give each ROI of `subject` the embedding of the most similarly tuned ROI of the subjects before it."""
+    others = [model.adapter(name) for name in model.subjects if name != subject]
+    if not others:
+        return
+    mine = model.adapter(subject)
+
+    def tuning(adapter: Adapter) -> Tensor:
+        return F.normalize(torch.cat([adapter.roi_cls, adapter.roi_patch], dim=1), dim=1)
+
+    nearest = (tuning(mine) @ torch.cat([tuning(a) for a in others]).T).argmax(1)
+    mine.roi_embedding.copy_(torch.cat([a.roi_embedding for a in others])[nearest])
+
+
+def _set(parameter: Tensor, values: np.ndarray | Tensor) -> None:
+    parameter.copy_(torch.as_tensor(np.asarray(values), dtype=parameter.dtype))
