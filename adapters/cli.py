@@ -19,7 +19,7 @@ from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
 from foundation.evaluation.compare import headline, score_subject
 from foundation.evaluation.figures import bars_per_roi
-from foundation.evaluation.table import score_table, write_rows_json
+from foundation.evaluation.table import print_scores, write_rows_json
 from foundation.model.encoding_model import EncodingModel
 from foundation.tracking.registry import Registered, aliases, find_backbone, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
@@ -88,7 +88,7 @@ def adapt(command: Adapt) -> None:
         scores = score_subject(
             {"manybrains": model}, measurements, tokens, split, n_sessions=command.sessions, seed=command.seed
         )
-        console.print(score_table(scores))
+        print_scores(scores)
         tracked.log(headline(scores, "manybrains"))
         tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
         with tempfile.TemporaryDirectory() as scratch:

@@ -23,7 +23,7 @@ from foundation.config import BackboneConfig, LossConfig, OptimConfig, Recipe
 from foundation.evaluation.compare import headline, score_subject
 from foundation.evaluation.figures import bars_per_roi
 from foundation.evaluation.score import merge_scores
-from foundation.evaluation.table import score_table, write_rows_json
+from foundation.evaluation.table import print_scores, write_rows_json
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
@@ -238,7 +238,7 @@ def _score_and_register(
     scores = merge_scores(
         score_subject({"manybrains": model}, store.subject(name), tokens, split, seed=recipe.seed) for name in names
     )
-    console.print(score_table(scores))
+    print_scores(scores)
     tracked.log(headline(scores, "manybrains"))
     tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
     write_rows_json(scores.rows, plan.directory / "scores.json")

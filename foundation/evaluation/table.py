@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from foundation.evaluation.score import CEILING, FAMILIES, FLOORS, Comparison, Row, Scores
 
 LEGEND = (
-    "Targets: trial, each single trial; mean, the mean of an image's repeats. Axes: voxel r is the correlation over "
-    "images, averaged over voxels; pattern r the correlation over voxels, averaged over images; MSE is one for both. "
-    "r²/ceiling: signed squared voxel r over the noise ceiling, clipped to 0 to 1, unclipped below. "
-    "Δ: paired difference, system less the named one (voxel r; for MSE, negative is better). "
+    "Targets: the mean of an image's repeats and, in (), each single trial. Axes: voxel r is the correlation over images, "
+    "averaged over voxels; pattern r the correlation over voxels, averaged over images; MSE is one for both. "
+    "r²/c: signed squared voxel r over the noise ceiling, clipped to 0 to 1 (unclipped in the JSON). "
+    "Δ: interval of the paired difference with the named system (for MSE, negative is better), target mean. "
     "[ ]: 95 % bootstrap interval over images.\n"
     "Floors: zero predicts 0; mean predicts the training images' mean. ceiling: what the measured repeats allow."
 )
+WIDTH = 132
+"""Columns that the table needs; print it to a console that is at least so wide."""
+_OF_ONE_ROI = re.compile(r"r2_ceiling, target \w+, roi (?!all:)")
 LEGACY_WARNING = (
     "WARNING: chasm-legacy repeats a published protocol so that its numbers can be audited: z-scored over all trials, "
     "checkpoint picked on the test images. Not comparable with strict."
@@ -32,7 +37,7 @@ LEGACY_WARNING = (
 
 
 def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
-    """A table row per subject, target, ROI (all, early, mid, higher, other labels) and system.
+    """A table row per subject, ROI (all, early, mid, higher, other labels) and system.
 
     Parameters
     ----------
@@ -44,8 +49,7 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
     Returns
     -------
     table
-        At most 120 columns wide; in fewer, cells break between a value and its interval. ROIs without any number are
-        left to the caption.
+        One line a row on a console of `WIDTH` columns. ROIs without any number are left to the caption.
 
     Raises
     ------
@@ -56,7 +60,6 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
     if len(protocols) != 1:
         raise ValueError(f"a table shows one protocol, these scores hold {protocols}; make one table of each")
     subjects = list(dict.fromkeys(row.subject for row in scores.rows))
-    several = len(subjects) > 1
     compared = any(comparison.versus == reference for comparison in scores.comparisons)
     table = Table(
         title=f"Scores of {', '.join(subjects)}, protocol {protocols[0]}",
@@ -64,36 +67,41 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
+        collapse_padding=True,
     )
-    for heading in (*(["subject"] if several else []), "target", "ROI", "system"):
+    for heading in ("subject", "ROI", "system"):
         table.add_column(heading)
-    headings = ["voxel r", "pattern r", "MSE", "r²/ceiling", *(f"ΔMSE {floor}" for floor in FLOORS)]
-    for heading in [*headings, f"Δr {reference}"] if compared else headings:
+    for heading in ("voxel r", "(trial)", "pattern r", "(trial)", "MSE", "(trial)", "r²/c"):
+        table.add_column(heading, justify="right")
+    versus = [(floor, "mse", f"ΔMSE {floor}") for floor in FLOORS]
+    versus += [(reference, "r", f"Δr {reference}")] if compared else []
+    for *_, heading in versus:
         table.add_column(heading, justify="right")
 
-    rows = {(row.subject, row.target, row.roi, row.system, row.axis, row.metric): row for row in scores.rows}
+    rows = {(row.subject, row.roi, row.system, row.target, row.axis, row.metric): row for row in scores.rows}
     differences = {
-        (c.subject, c.target, c.roi, c.system, c.versus, c.metric): c for c in scores.comparisons if c.axis == "voxel"
+        (c.subject, c.roi, c.system, c.versus, c.metric): c
+        for c in scores.comparisons
+        if c.axis == "voxel" and c.target == "mean"
     }
     section: tuple[str, ...] = ()
     for place in _places(scores.rows):
-        subject, target, roi, _ = place
-        if section and section != place[:3]:
+        if section and section != place[:2]:
             table.add_section()
-        leading = (subject, target, roi) if several else (target, roi)
+        leading = place[:2] if section != place[:2] else ("", "")
+        numbers = [
+            cell(rows[*place, target, axis, metric])
+            for axis, metric in (("voxel", "r"), ("pattern", "r"), ("voxel", "mse"))
+            for target, cell in (("mean", _cell if axis == "voxel" and metric == "r" else _plain), ("trial", _trial))
+        ]
         table.add_row(
-            *(leading if section != place[:3] else [""] * len(leading)),
-            place[3],
-            _cell(rows[*place, "voxel", "r"]),
-            _cell(rows[*place, "pattern", "r"]),
-            _cell(rows[*place, "voxel", "mse"]),
-            "\n".join(
-                _number(rows[*place, "voxel", metric].value) for metric in ("r2_ceiling", "r2_ceiling_unclipped")
-            ),
-            *(_difference(differences.get((*place, floor, "mse"))) for floor in FLOORS),
-            *([_difference(differences.get((*place, reference, "r")))] if compared else []),
+            *leading,
+            place[2],
+            *numbers,
+            _plain(rows[*place, "mean", "voxel", "r2_ceiling"]),
+            *(_difference(differences.get((*place, other, metric))) for other, metric, _ in versus),
         )
-        section = place[:3]
+        section = place[:2]
     return table
 
 
@@ -118,42 +126,54 @@ def write_rows_json(rows: Sequence[Row | Comparison], path: str | os.PathLike[st
             temporary.unlink(missing_ok=True)
 
 
-def _places(rows: Iterable[Row]) -> list[tuple[str, str, str, str]]:
-    """(subject, target, ROI, system) in the table's order; an ROI without a number shows only if it is ``all``."""
+def _places(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """(subject, ROI, system) in the table's order; an ROI without a number shows only if it is ``all``."""
     rows = list(rows)
     measured = {(row.subject, row.roi) for row in rows if row.value is not None} | {(r.subject, "all") for r in rows}
-    places = dict.fromkeys((r.subject, r.target, r.roi, r.system) for r in rows if (r.subject, r.roi) in measured)
+    places = dict.fromkeys((r.subject, r.roi, r.system) for r in rows if (r.subject, r.roi) in measured)
     subjects = list(dict.fromkeys(row.subject for row in rows))
     rois = list(dict.fromkeys(("all", *FAMILIES, *(row.roi for row in rows))))
     systems = list(dict.fromkeys((*FLOORS, *(row.system for row in rows if row.system != CEILING), CEILING)))
-    return sorted(places, key=lambda p: (subjects.index(p[0]), p[1], rois.index(p[2]), systems.index(p[3])))
+    return sorted(places, key=lambda p: (subjects.index(p[0]), rois.index(p[1]), systems.index(p[2])))
 
 
 def _caption(scores: Scores, protocol: str) -> str:
+    """Protocol, legend and notes; a note that several subjects share stands once, those on single ROIs' voxels that a
+    low ceiling leaves out are summed up by the one on all."""
     warning = [LEGACY_WARNING] if protocol == "chasm-legacy" else []
-    return "\n".join([*warning, f"Protocol: {protocol}.", LEGEND, *scores.notes]).replace("[", "\\[")
+    shared: dict[str, list[str]] = {}
+    for note in scores.notes:
+        subject, _, text = note.partition(": ")
+        if not _OF_ONE_ROI.match(text):
+            shared.setdefault(text, []).append(subject)
+    notes = [f"{', '.join(subjects)}: {text}" for text, subjects in shared.items()]
+    return "\n".join([*warning, f"Protocol: {protocol}.", LEGEND, *notes]).replace("[", "\\[")
 
 
 def _cell(row: Row) -> str:
-    return _with_interval(_number(row.value), row.low, row.high)
+    if row.low is None or row.high is None:
+        return _number(row.value)
+    return f"{_number(row.value)} \\[{_number(row.low)} {_number(row.high)}]"
+
+
+def _plain(row: Row) -> str:
+    return _number(row.value)
+
+
+def _trial(row: Row) -> str:
+    return f"({_number(row.value)})"
 
 
 def _difference(comparison: Comparison | None) -> str:
-    if comparison is None:
+    if comparison is None or comparison.low is None or comparison.high is None:
         return "–"
-    sign = "+" if (comparison.difference or 0) > 0 else ""
-    return _with_interval(sign + _number(comparison.difference), comparison.low, comparison.high)
-
-
-def _with_interval(value: str, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return value
-    return f"{value}\n\\[{_number(low)} {_number(high)}]"
+    return f"\\[{_number(comparison.low)} {_number(comparison.high)}]"
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
+    value = round(value, 3) + 0.0  # no minus before a zero
     return (
         f"{value:.3f}".replace("0.", ".", 1)
         if abs(value) < 1
@@ -161,3 +181,9 @@ def _number(value: float | None) -> str:
         if abs(value) >= 100
         else f"{value:.3f}"
     )
+
+
+def print_scores(scores: Scores) -> None:
+    """Print the table, at its full width even where output goes to a file or a narrow terminal."""
+    console = Console()
+    Console(width=max(console.width, WIDTH)).print(score_table(scores))
