@@ -1,0 +1,92 @@
+"""Vision transformers through `transformers`: DINOv2 and its like, by hub name or from a local directory.
+
+A depth ``d`` is the output of the encoder's block ``d`` (1-based) after the model's own final layer norm, as DINOv2's
+``get_intermediate_layers(norm=True)`` gives it. The first token is CLS; register tokens are dropped.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from data.encoders.base import Tokens
+from data.schema import check_name
+
+
+class HuggingFaceEncoder:
+    """A pretrained vision transformer and its own preprocessing.
+
+    Parameters
+    ----------
+    source : hub name (``facebook/dinov2-base``) or a local directory.
+    depths : encoder blocks whose tokens are kept, 1-based; by default a quarter, half, three quarters and all of them.
+
+    Raises
+    ------
+    ValueError
+        If the model can't be loaded, is no vision transformer with a CLS token, or lacks a depth.
+    """
+
+    def __init__(self, source: str, *, depths: tuple[int, ...] | None = None, device: str | None = None) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(source)
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"no encoder {source!r}: neither a local directory nor reachable on the hub ({reason})"
+            ) from error
+        model = getattr(model, "vision_model", model)
+        config = model.config
+        n_blocks = getattr(config, "num_hidden_layers", None)
+        self._norm = getattr(model, "layernorm", None) or getattr(model, "post_layernorm", None)
+        if n_blocks is None or self._norm is None:
+            raise ValueError(
+                f"{source!r} ({config.model_type}) is not a vision transformer that this command understands"
+            )
+        depths = depths or tuple(sorted({max(1, n_blocks * k // 4) for k in (1, 2, 3, 4)}))
+        if any(not 1 <= d <= n_blocks for d in depths) or list(depths) != sorted(set(depths)):
+            raise ValueError(f"depths {depths} of {source!r} must rise and lie within 1..{n_blocks}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = model.eval().to(self.device)
+        self._n_prefix = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
+        self.name = check_name(Path(source).name, "encoder")
+        self.depths = depths
+        self.width = int(config.hidden_size)
+        self._source = source if not Path(source).is_dir() else Path(source).name
+        probe = self.encode(np.zeros((1, 64, 64, 3), np.uint8))
+        side = int(round(probe.patch.shape[2] ** 0.5))
+        self.grid = (side, side)
+        assert side * side == probe.patch.shape[2], "patch tokens are not a square grid"
+
+    def spec(self) -> dict[str, Any]:
+        """Return what identifies the tokens: weights, preprocessing, depths."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.cpu().contiguous().numpy().data)
+        return {
+            "kind": "transformers",
+            "source": self._source,
+            "model_type": self._model.config.model_type,
+            "weights": "sha256:" + sha.hexdigest(),
+            "preprocessing": {
+                k: v for k, v in self._processor.to_dict().items() if isinstance(v, (bool, int, float, str, list, dict))
+            },
+            "depths": list(self.depths),
+            "grid": list(self.grid),
+            "width": self.width,
+        }
+
+    @torch.inference_mode()
+    def encode(self, images: UInt8[np.ndarray, "image height width 3"]) -> Tokens:
+        """Return the tokens of `images` in single precision."""
+        pixels = self._processor(list(images), return_tensors="pt")["pixel_values"].to(self.device)
+        hidden = self._model(pixel_values=pixels, output_hidden_states=True).hidden_states
+        kept = torch.stack([self._norm(hidden[d]) for d in self.depths], dim=1).cpu().numpy()
+        return Tokens(cls=kept[:, :, 0], patch=kept[:, :, self._n_prefix :])
