@@ -17,16 +17,16 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 from torch.nn import functional as F
 
-from foundation.model.adapter import Adapter
+from foundation.model.adapter import Adapter, RoiValues
 from foundation.model.dual_stream import Streams, gaussian_field
 from foundation.model.encoding_model import EncodingModel
 
-ALPHAS = np.logspace(-1, 6, 15)
-PLACES = (1 / 10, 3 / 10, 5 / 10, 7 / 10, 9 / 10)
-SIZES = (0.06, 0.12, 0.25)
+ALPHAS = np.logspace(0, 6, 9)
+PLACES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+SIZES = (0.08, 0.18)
 EVERYWHERE = 1.0
 N_FOLDS = 5
-_CONSTANT = 1e3  # the intercept's column is scaled up so that no penalty reaches it
+_CONSTANT = 1e6  # the intercept's column is scaled up so that no penalty reaches it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def solve(
 ) -> Solved:
     """Return ``targets ~ features @ weights[:-1] + constant * weights[-1]``, the last unpenalised.
 
-    `score` is the cross-validated share of explained variance under the best penalty.
+    `score` is minus the mean squared error on held-out folds under the best penalty.
     """
     scale = features.std(0)
     scale[scale < 1e-6] = np.inf
@@ -96,26 +96,26 @@ def _best_field(
 def ridge_start(
     model: EncodingModel, subject: str, streams: Streams, responses: Float[Tensor, "image voxel"], *, seed: int
 ) -> None:
-    """Set `subject`'s adapter from its training images alone: the streams' outputs to them and its mean responses."""
+    """Set `subject`'s adapter from its training images alone: the streams' outputs to them and its mean responses.
+
+    The voxels are solved on ROI values that are predicted out of fold: those of the images that the ROI readouts were
+    fitted on are better than any to come, and voxels fitted on them would trust them too much.
+    """
     adapter = model.adapter(subject)
     fields = candidate_fields()
     place = torch.tensor([f.place for f in fields])
     log_size = torch.tensor([f.size for f in fields]).log()
     weighting = gaussian_field(place, log_size, adapter.side)
-    ones = np.ones(len(responses))
 
     targets = adapter.roi_means(responses).numpy()
-    what = solve(streams.cls.numpy(), targets, constant=ones, seed=seed).weights
+    everyone = np.arange(len(targets))
     where = list(torch.einsum("gp,bpw->gbw", weighting, streams.patch).numpy())
-    choice, weights = _best_field(where, targets, constant=ones, seed=seed)
-    _set(adapter.roi_cls, what[:-1].T)
-    _set(adapter.roi_patch, weights[:-1].T)
-    _set(adapter.roi_bias, np.stack([what[-1], weights[-1]]))
-    _set(adapter.roi_place, place[choice])
-    _set(adapter.roi_log_size, log_size[choice])
+    what, choice, weights = _roi_readouts(streams, where, targets, everyone, seed=seed)
+    _set_rois(adapter, what, place[choice], log_size[choice], weights)
     _lend_embeddings(model, subject)
+    roi = _out_of_fold(adapter, streams, where, targets, seed=seed)
 
-    features = model.voxel_features(streams, subject)
+    features = model.voxel_features(streams, subject, roi)
     left = (responses - features.offset).numpy()
     shared = (features.holistic_gain * features.components).numpy()
     local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.local_gain
@@ -128,6 +128,42 @@ def ridge_start(
     _set(adapter.voxel_residual, np.zeros(adapter.voxel_residual.shape))
     _set(adapter.voxel_place, place[choice])
     _set(adapter.voxel_log_size, log_size[choice])
+
+
+def _roi_readouts(
+    streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ROIs' readouts of the CLS stream, their fields, and their readouts of the patch stream, from `rows`."""
+    ones = np.ones(len(rows))
+    what = solve(streams.cls.numpy()[rows], targets[rows], constant=ones, seed=seed).weights
+    choice, weights = _best_field([seen[rows] for seen in where], targets[rows], constant=ones, seed=seed)
+    return what, choice, weights
+
+
+def _set_rois(adapter: Adapter, what: np.ndarray, place: Tensor, log_size: Tensor, weights: np.ndarray) -> None:
+    _set(adapter.roi_cls, what[:-1].T)
+    _set(adapter.roi_patch, weights[:-1].T)
+    _set(adapter.roi_bias, np.stack([what[-1], weights[-1]]))
+    _set(adapter.roi_place, place)
+    _set(adapter.roi_log_size, log_size)
+
+
+def _out_of_fold(
+    adapter: Adapter, streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, *, seed: int
+) -> RoiValues:
+    """Return the ROI values of each image as readouts see it that were fitted without it, each choosing its fields anew."""
+    within = adapter.roi_values(streams)
+    what, patch = np.empty_like(targets), np.empty_like(targets)
+    for fit, held in KFold(N_FOLDS, shuffle=True, random_state=seed).split(targets):
+        from_cls, choice, from_patch = _roi_readouts(streams, where, targets, fit, seed=seed)
+        what[held] = streams.cls.numpy()[held] @ from_cls[:-1] + from_cls[-1]
+        for field in np.unique(choice):
+            units = choice == field
+            patch[np.ix_(held, units)] = where[field][held] @ from_patch[:-1, units] + from_patch[-1, units]
+    dtype = within.cls.dtype
+    return RoiValues(
+        cls=torch.as_tensor(what, dtype=dtype), patch=torch.as_tensor(patch, dtype=dtype), share=within.share
+    )
 
 
 def _lend_embeddings(model: EncodingModel, subject: str) -> None:

@@ -12,14 +12,14 @@ class ClusterConfig:
     """ray: Ray Train and DeepSpeed; local: the same loop in this process."""
     workers: int = 2
     """Workers, each with its share of every batch."""
-    cpus_per_worker: float = 1
+    cpus_per_worker: float = 1.0
     """CPUs that Ray sets aside for a worker."""
-    gpus_per_worker: float = 0
+    gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker (0: train on the CPU)."""
     zero_stage: Literal[0, 1, 2] = 1
     """DeepSpeed's ZeRO: 0 nothing, 1 optimiser state, 2 and gradients are sharded over the workers."""
     address: str | None = None
-    """Ray cluster to join (default: $RAY_ADDRESS, else one that runs on this machine, else a new one)."""
+    """Ray cluster to join (default: $RAY_ADDRESS, else one that runs on this machine, else a new one); local: a new one."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

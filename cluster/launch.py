@@ -1,7 +1,9 @@
 """Run a training plan on a Ray cluster: join one or start one, place the workers, wait, and pass on a stop."""
 
 import logging
+import math
 import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from data.home import VARIABLE, home
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, set_threads, train_run
 
+NEW = "local"
+"""Ray's own word for the address of a cluster that is yet to be started."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -29,18 +34,42 @@ class Setting:
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Join the Ray cluster that the settings, ``$RAY_ADDRESS`` or this machine name; start one if there is none."""
+    """Join the Ray cluster that the settings, ``$RAY_ADDRESS`` or this machine name; start one if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the one that is named doesn't answer.
+    """
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=cluster.address or os.environ["RAY_ADDRESS"], **options)
+    named = cluster.address or os.environ.get("RAY_ADDRESS")
+    if named != NEW:
+        if named:
+            _check_answers(named)
+        try:
+            ray.init(address=named or "auto", **options)
+        except ConnectionError as error:
+            if named:
+                raise ValueError(f"no Ray cluster answers at {named}: {error}") from error
+        else:
+            return
+    n_cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
+    ray.init(address=NEW, num_cpus=n_cpus, include_dashboard=False, **options)
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError where nobody listens at ``host:port``: Ray itself tries for minutes, then ends the process."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
         return
     try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        n_cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus_per_worker))
-        ray.init(num_cpus=n_cpus, include_dashboard=False, **options)
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}); start it, or leave the address out"
+        ) from error
 
 
 def _worker(setting: dict[str, Any]) -> None:

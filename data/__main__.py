@@ -86,9 +86,9 @@ def import_(
     if check:
         good, bad = check_arrays(source, recordings)
         for line in good:
-            console.print(f"ok   {line}")
+            console.print(f"ok   {line}", markup=False, soft_wrap=True)
         for line in bad:
-            console.print(f"bad  {line}")
+            console.print(f"bad  {line}", markup=False, soft_wrap=True)
         if bad:
             raise ValueError(f"{len(bad)} of {len(good) + len(bad)} recordings can't be imported")
         return
@@ -118,11 +118,23 @@ def features(
 
     opened = PooledStore.open(store, writable=True)
     loaded = load_encoder(encoder, depths=depths)
+    done = 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        bar.advance(todo, n)
+
     with Progress() as bar:
         todo = bar.add_task(f"{loaded.name} tokens", total=opened.n_images)
-        kept = compute_features(opened, loaded, name=name, progress=lambda n: bar.advance(todo, n))
+        kept = compute_features(opened, loaded, name=name, progress=progress)
         bar.update(todo, completed=opened.n_images)
-    Console().print(f"{store}: {kept} tokens of {opened.n_images} images, depths {loaded.depths}, width {loaded.width}")
+    how = f"{done} computed now" if done else "all there already, nothing to do"
+    Console().print(
+        f"{store}: {kept} tokens of {opened.n_images} images ({how}), depths {loaded.depths}, width {loaded.width}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def info(store: Positional[Store], /, *, session: CommonOptions = Session()) -> None:
@@ -151,8 +163,11 @@ def info(store: Positional[Store], /, *, session: CommonOptions = Session()) -> 
     console.print(table)
     console.print(f"images: {opened.n_images}, split by {split.rule}: {parts}")
     for encoder in opened.encoders:
+        if missing := opened.missing_tokens(encoder):
+            console.print(f"tokens {encoder}: lacking for {len(missing)} image blocks; run `python -m data features`")
+            continue
         tokens = opened.tokens(encoder)
-        depth, patch, width = tokens.shape
+        _, patch, width = tokens.shape
         console.print(f"tokens {encoder}: depths {tokens.depths}, {patch} patches, width {width}, {tokens.digest[:19]}")
 
 

@@ -1,4 +1,4 @@
-"""What all our commands share: ``--home`` and ``--debug``, and errors as one line on stderr with a failing exit code."""
+"""What all our commands share: ``--home``, ``--debug``, and errors as one line on stderr with a failing exit code."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import tyro
 
 from data.home import set_home
 
-_BOX = re.compile(r"[╭╮╰╯│─┌┐└┘]+")
+_BOX = re.compile(r"[╭╮╰╯│─┌┐└┘]+|-{8,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def _deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
         return functools.partial(function, *args, **kwargs)
 
-    bind.__signature__ = inspect.signature(function).replace(return_annotation=Any)  # type: ignore[attr-defined]
+    vars(bind)["__signature__"] = inspect.signature(function).replace(return_annotation=Any)
     return bind
 
 
@@ -72,10 +72,13 @@ def run(command: Any, *, program: str, description: str | None = None, args: Seq
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  the edge: whatever happens, one line, and a traceback only if asked for
         if "--debug" in args:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if not isinstance(error, (ValueError, OSError)):
+            text = f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
 
 

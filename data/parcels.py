@@ -1,5 +1,7 @@
 """Groups of voxels: the ROIs of Stage 1. Those here look at positions only, never at responses."""
 
+from typing import Any, cast
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -17,7 +19,8 @@ def compact(
     from sklearn.cluster import KMeans
 
     n = max(1, round(len(coordinates) / size))
-    found = KMeans(n_clusters=n, n_init=1, random_state=seed).fit_predict(coordinates)
+    # A fixed number of starts, as an int: scikit-learn's stubs know only its default, "auto".
+    found = KMeans(n_clusters=n, n_init=cast(Any, 1), random_state=seed).fit_predict(coordinates)
     _, first = np.unique(found, return_index=True)
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
+from scipy import sparse
 
 from data.splits import Part, Split
 from data.store import SubjectStore
@@ -17,12 +18,16 @@ MIN_TRIALS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """One subject's images with the mean response over the repeats used, standardised (unit: SD of the session)."""
+    """One subject's images with the mean response over the repeats used, standardised (unit: SD of the session).
+
+    `standardised_by` has the images whose trials gave the means and standard deviations, for the leakage audit.
+    """
 
     subject: str
     image: Int[np.ndarray, " image"]
     responses: Float32[np.ndarray, "image voxel"]
     n_repeats: Float32[np.ndarray, " image"]
+    standardised_by: Int[np.ndarray, " used"] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -43,7 +48,8 @@ def standardise(
 ) -> Float32[np.ndarray, "trial voxel"]:
     """Return each session less its mean over the trials in `use`, over their standard deviation.
 
-    A voxel that doesn't vary in a session becomes 0 there.
+    A voxel that doesn't vary in a session becomes 0 there. Statistics are summed in double precision: in single, the
+    mean of equal numbers may not be that number, and the rounding error would pass for variation.
 
     Raises
     ------
@@ -56,9 +62,10 @@ def standardise(
         basis = responses[here & use]
         if len(basis) < MIN_TRIALS:
             raise ValueError(
-                f"session {number} has {len(basis)} trials to standardise by; at least {MIN_TRIALS} are needed"
+                f"session {number} has {len(basis)} trials to standardise by; at least {MIN_TRIALS} are needed, so "
+                f"leave that session out"
             )
-        mean, sd = basis.mean(0), basis.std(0)
+        mean, sd = basis.mean(0, dtype=np.float64), basis.std(0, dtype=np.float64)
         out[here] = np.where(sd > 0, (responses[here] - mean) / np.where(sd > 0, sd, 1), 0)
     return out
 
@@ -70,11 +77,9 @@ def average_repeats(
 ) -> tuple[Int[np.ndarray, " image"], Float32[np.ndarray, "image voxel"], Float32[np.ndarray, " image"]]:
     """Return the images in order of their rows, the mean response to each and the number of repeats in it."""
     rows, inverse = np.unique(image, return_inverse=True)
-    total = np.zeros((len(rows), responses.shape[1]), np.float32)
-    count = np.zeros(len(rows), np.float32)
-    np.add.at(total, inverse, responses * weight[:, None])
-    np.add.at(count, inverse, weight)
-    return rows, total / count[:, None], count
+    count = np.bincount(inverse, weight).astype(np.float32)
+    share = sparse.csr_array((weight / count[inverse], (inverse, np.arange(len(image)))), (len(rows), len(image)))
+    return rows, (share @ responses).astype(np.float32, copy=False), count
 
 
 def n_sessions_of(subject: SubjectStore) -> int | None:
@@ -99,18 +104,35 @@ def _first_sessions(subject: SubjectStore, n_sessions: int | None) -> tuple[np.n
     return subject.session, np.isin(subject.session, np.unique(subject.session)[:n_sessions])
 
 
-def standardised_trials(subject: SubjectStore, split: Split, *, n_sessions: int | None = None) -> Trials:
-    """Return all of a subject's trials, standardised as the protocol says for a model that had `n_sessions`."""
+def _standardised(
+    subject: SubjectStore, split: Split, n_sessions: int | None, wanted: Bool[np.ndarray, " trial"]
+) -> tuple[Trials, Int[np.ndarray, " used"]]:
+    """Return the trials in `wanted`, standardised, and the images of those that gave the statistics.
+
+    Sessions without a wanted trial are not looked at.
+    """
     session, first = _first_sessions(subject, n_sessions)
     train = split.select(subject.image, "train")
-    use = np.where(first, train, ~split.select(subject.image, "test"))
+    here = np.isin(session, session[wanted])
+    use = np.where(first, train, ~split.select(subject.image, "test"))[here]
+    try:
+        responses = standardise(subject.responses(None if here.all() else np.flatnonzero(here)), session[here], use)
+    except ValueError as error:
+        raise ValueError(f"{subject.name}: {error}") from error
     averaged = subject.trial_column("n_averaged")
-    return Trials(
+    keep = wanted[here]
+    trials = Trials(
         subject=subject.name,
-        image=subject.image,
-        responses=standardise(subject.responses(), session, use),
-        n_averaged=np.ones(subject.n_trials, np.float32) if averaged is None else averaged,
+        image=subject.image[wanted],
+        responses=responses if keep.all() else responses[keep],
+        n_averaged=np.ones(keep.sum(), np.float32) if averaged is None else averaged[wanted],
     )
+    return trials, subject.image[here][use]
+
+
+def standardised_trials(subject: SubjectStore, split: Split, *, n_sessions: int | None = None) -> Trials:
+    """Return all of a subject's trials, standardised as the protocol says for a model that had `n_sessions`."""
+    return _standardised(subject, split, n_sessions, np.ones(subject.n_trials, bool))[0]
 
 
 def samples(subject: SubjectStore, split: Split, part: Part, *, n_sessions: int | None = None) -> Samples:
@@ -122,24 +144,18 @@ def samples(subject: SubjectStore, split: Split, part: Part, *, n_sessions: int 
         If that many sessions don't exist, or hold no image of `part`.
     """
     _, first = _first_sessions(subject, n_sessions)
-    trials = standardised_trials(subject, split, n_sessions=n_sessions)
     keep = first & split.select(subject.image, part)
     if not keep.any():
         within = "" if n_sessions is None else f" in the first {n_sessions} sessions"
         raise ValueError(f"{subject.name} saw no {part} image{within}")
-    image, responses, count = average_repeats(trials.responses[keep], trials.image[keep], trials.n_averaged[keep])
-    return Samples(subject=subject.name, image=image, responses=responses, n_repeats=count)
+    trials, used = _standardised(subject, split, n_sessions, keep)
+    image, responses, count = average_repeats(trials.responses, trials.image, trials.n_averaged)
+    return Samples(subject=subject.name, image=image, responses=responses, n_repeats=count, standardised_by=used)
 
 
 def test_trials(subject: SubjectStore, split: Split, *, n_sessions: int | None = None) -> Trials:
     """Return the trials of the test images, wherever they lie, standardised for a model that had `n_sessions`."""
-    trials = standardised_trials(subject, split, n_sessions=n_sessions)
-    keep = split.select(trials.image, "test")
+    keep = split.select(subject.image, "test")
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
-    return Trials(
-        subject=subject.name,
-        image=trials.image[keep],
-        responses=trials.responses[keep],
-        n_averaged=trials.n_averaged[keep],
-    )
+    return _standardised(subject, split, n_sessions, keep)[0]

@@ -4,6 +4,8 @@ Every subject's samples are shuffled, then interleaved so that each global batch
 their sizes. The global order doesn't depend on the number of ranks; a rank takes every `world`-th sample of a batch.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -26,13 +28,24 @@ def check_batch_size(sizes: dict[str, int], *, batch_size: int, world: int) -> N
 def epoch_order(
     sizes: dict[str, int], *, seed: int, epoch: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Return an epoch's order over all subjects: index of the subject (in the order of `sizes`), and of its sample."""
+    """Return an epoch's order over all subjects: index of the subject (in the order of `sizes`), and of its sample.
+
+    Both are read-only: the newest epochs' are kept, for every step asks for its epoch's.
+    """
+    return _epoch_order(tuple(sizes.values()), seed, epoch)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, epoch])
-    subject = np.concatenate([np.full(n, s) for s, n in enumerate(sizes.values())])
-    sample = np.concatenate([rng.permutation(n) for n in sizes.values()])
-    place = np.concatenate([(np.arange(n) + rng.random(n)) / n for n in sizes.values()])
+    subject = np.concatenate([np.full(n, s) for s, n in enumerate(sizes)])
+    sample = np.concatenate([rng.permutation(n) for n in sizes])
+    place = np.concatenate([(np.arange(n) + rng.random(n)) / n for n in sizes])
     order = np.argsort(place, kind="stable")
-    return subject[order], sample[order]
+    found = subject[order], sample[order]
+    for array in found:
+        array.flags.writeable = False
+    return found
 
 
 def step_samples(

@@ -24,6 +24,7 @@ block never touches what is there. A group without ``complete`` is the remains o
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,13 +99,14 @@ class ImageBlock:
         n = len(self.ids)
         if n == 0:
             raise ValueError("an image block needs at least one image")
-        if len(set(self.ids)) != n:
-            repeated = next(i for i in self.ids if self.ids.count(i) > 1)
-            raise ValueError(
-                f"image id {repeated!r} occurs more than once in the block; identical images are one image"
-            )
-        if len(self.roles) != n or (self.pixels is not None and len(self.pixels) != n):
-            raise ValueError(f"{n} image ids need as many roles and pixels, got {len(self.roles)} roles")
+        identity, times = Counter(self.ids).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"image id {identity!r} occurs {times} times in the block; identical images are one image")
+        if unfit := [i for i in self.ids if not i or not i.isprintable()]:
+            raise ValueError(f"image id {unfit[0]!r} must be printable text of at least one character")
+        n_pixels = n if self.pixels is None else len(self.pixels)
+        if len(self.roles) != n or n_pixels != n:
+            raise ValueError(f"{n} image ids need as many roles and pictures, got {len(self.roles)} and {n_pixels}")
         if unknown := set(self.roles) - set(ROLES):
             raise ValueError(f"image role {sorted(unknown)[0]!r} is unknown; it must be one of {ROLES}")
 
@@ -141,6 +143,8 @@ class SubjectData:
     def check(self, *, n_images: int) -> None:
         """Raise ValueError where the record contradicts itself or names an image that the store doesn't have."""
         check_name(self.name, "subject")
+        if "." in self.name:  # it names a module of the model too, and torch separates those by dots
+            raise ValueError(f"subject {self.name!r} must not contain a dot; write {self.name.replace('.', '-')!r}")
         n_trials, n_voxels = self.responses.shape
         if n_trials == 0 or n_voxels == 0:
             raise ValueError(f"{self.name}: responses are empty, shape {self.responses.shape}")
@@ -153,17 +157,28 @@ class SubjectData:
             if len(column) != n_trials:
                 raise ValueError(f"{self.name}: {n_trials} trials but {len(column)} values of {name!r}")
         if self.image.min() < 0 or self.image.max() >= n_images:
-            raise ValueError(f"{self.name}: image row {int(self.image.max())} is outside the store's {n_images} images")
+            bad = int(self.image.min() if self.image.min() < 0 else self.image.max())
+            raise ValueError(f"{self.name}: image row {bad} is outside the store's {n_images} images")
         if self.session is not None and self.session.min() < 1:
             raise ValueError(f"{self.name}: sessions count from 1, got {int(self.session.min())}")
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"{self.name}: scale must be a positive number, got {self.scale}")
+        if self.n_averaged is not None:
+            if not (np.isfinite(self.n_averaged) & (self.n_averaged > 0)).all():
+                raise ValueError(f"{self.name}: n_averaged must be positive in every trial (1 for a single trial)")
+            if (self.n_averaged > 1).any() and not self.upstream_preprocessing:
+                raise ValueError(f"{self.name}: rows are averages (n_averaged), so upstream_preprocessing must say how")
         for family, rois in self.rois.items():
             check_name(family, "ROI family")
             if len(rois.labels) != n_voxels:
                 raise ValueError(f"{self.name}: {n_voxels} voxels but {len(rois.labels)} labels of {family!r}")
             if missing := set(np.unique(rois.labels).tolist()) - set(rois.names) - {0}:
                 raise ValueError(f"{self.name}: label {min(missing)} of {family!r} has no name")
-        if self.coordinates is not None and len(self.coordinates) != n_voxels:
-            raise ValueError(f"{self.name}: {n_voxels} voxels but {len(self.coordinates)} coordinates")
+        if self.coordinates is not None:
+            if self.coordinates.shape != (n_voxels, 3):
+                raise ValueError(f"{self.name}: coordinates must be ({n_voxels}, 3), got {self.coordinates.shape}")
+            if not np.isfinite(self.coordinates).all():
+                raise ValueError(f"{self.name}: coordinates must be finite; leave them out where they are unknown")
 
     def digest(self, image_ids: list[str]) -> str:
         """Return the digest of content; images enter by identity, so it doesn't depend on their rows in a store."""

@@ -46,7 +46,7 @@ def split_images(ids: list[str], roles: list[str]) -> Split:
     parts = [role or hash_part(identity) for identity, role in zip(ids, roles, strict=True)]
     rule = "design" if all(roles) else "hash" if not any(roles) else "design, else hash"
     held_out = sorted((identity, part) for identity, part in zip(ids, parts, strict=True) if part != "train")
-    return Split(parts=np.array(parts), digest=json_digest({"rule": rule, "held_out": held_out}), rule=rule)
+    return Split(parts=np.array(parts, "U10"), digest=json_digest({"rule": rule, "held_out": held_out}), rule=rule)
 
 
 def split_of(store: PooledStore) -> Split:

@@ -81,9 +81,9 @@ def _get(group: zarr.Group, name: str) -> np.ndarray:
     return np.asarray(_array(group, name)[...])
 
 
-def _json(group: zarr.Group, name: str) -> Any:
+def _json(node: zarr.Group | zarr.Array, name: str) -> Any:
     """Return an attribute, or None where there is none."""
-    return group.attrs.asdict().get(name)
+    return node.attrs.asdict().get(name)
 
 
 def _rows(array: zarr.Array, rows: Int[np.ndarray, " row"]) -> np.ndarray:
@@ -91,6 +91,8 @@ def _rows(array: zarr.Array, rows: Int[np.ndarray, " row"]) -> np.ndarray:
 
     The same values as ``array.oindex[rows]``, which on a sharded array is ten times as slow (zarr 3.1).
     """
+    if not len(rows):
+        return np.empty((0, *array.shape[1:]), array.dtype)
     chunk = rows // array.chunks[0]
     runs = np.split(rows, np.flatnonzero(np.diff(chunk) > 1) + 1)
     return np.concatenate([np.asarray(array[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs])
@@ -198,9 +200,12 @@ class SubjectStore:
 
     def responses(self, trials: np.ndarray | None = None) -> Float32[np.ndarray, "trial voxel"]:
         """Return the responses of `trials` (all if None) in the subject's unit."""
-        raw = np.asarray(_array(self._group, "responses")[...])
-        if trials is not None:
-            raw = raw[trials]
+        array = _array(self._group, "responses")
+        if trials is None:
+            raw = np.asarray(array[...])
+        else:
+            wanted, inverse = np.unique(np.arange(array.shape[0])[trials], return_inverse=True)
+            raw = _rows(array, wanted)[inverse]
         return raw.astype(np.float32) * np.float32(self.attrs["scale"])
 
     def trial_column(self, name: str) -> np.ndarray | None:
@@ -232,7 +237,7 @@ class SubjectStore:
             return {}
         found = {}
         for family, array in _group(self._group, "rois").arrays():
-            names: dict[str, str] = array.attrs.asdict()["names"]
+            names: dict[str, str] = _json(array, "names")
             found[family] = Rois(labels=np.asarray(array[...]), names={int(k): v for k, v in names.items()})
         return found
 
@@ -276,7 +281,7 @@ class PooledStore:
             If nothing is there, if it is something else, or if a newer version of manybrains wrote it.
         """
         try:
-            root = zarr.open_group(str(path), mode="r+" if writable else "r", zarr_format=3)
+            root = zarr.open_group(str(path), mode="r", zarr_format=3)
         except (FileNotFoundError, GroupNotFoundError) as error:
             if _occupied(path):
                 raise ValueError(f"{path} is there but is not a manybrains store (no Zarr v3 group)") from error
@@ -290,6 +295,8 @@ class PooledStore:
             raise ValueError(
                 f"{path} has store format {version}; this manybrains reads up to {FORMAT_VERSION}: update it"
             )
+        if writable:  # only now: "r+" would leave an empty directory where nothing was
+            root = zarr.open_group(str(path), mode="r+", zarr_format=3)
         return cls(str(path), root)
 
     @classmethod

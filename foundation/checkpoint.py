@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 
 from foundation.config import BackboneConfig, MambaConfig
 from foundation.model.dual_stream import TokenShape
-from foundation.model.encoding_model import EncodingModel
+from foundation.model.encoding_model import EncodingModel, adapter_key
 
 FORMAT = "manybrains-model"
 FORMAT_VERSION = 1
+_KEYS = {"format_version", "kind", "token_shape", "backbone", "subjects", "made_from", "weights"}
 _LOG = logging.getLogger(__name__)
 
 
@@ -49,8 +50,12 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    replaced = path.with_name(f".{path.name}.old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():  # moved aside, not removed first, so that a kill finds the old or the new but for an instant
+        path.rename(replaced)
     temporary.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, Any], only: str | None = None) -> None:
@@ -62,7 +67,8 @@ def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, An
     """
     state = model.state_dict()
     if only is not None:
-        state = {key: value for key, value in state.items() if key.startswith(f"adapters.{only}.")}
+        model.adapter(only)
+        state = {key: value for key, value in state.items() if key.startswith(_prefix(only))}
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, directory / "model.safetensors")
     description = {
         "format": FORMAT,
@@ -75,6 +81,11 @@ def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, An
         "weights": file_digest(directory / "model.safetensors"),
     }
     write_json(directory / "model.json", description)
+
+
+def _prefix(subject: str) -> str:
+    """Return how the names of an adapter's tensors begin."""
+    return f"adapters.{adapter_key(subject)}."
 
 
 def file_digest(path: Path) -> str:
@@ -98,11 +109,13 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} is not a model: model.json can't be read ({error})") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't describe a manybrains model")
-    if description["format_version"] > FORMAT_VERSION:
-        found = description["format_version"]
+    found = description.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
         raise ValueError(
             f"{directory} has model format {found}; this manybrains reads up to {FORMAT_VERSION}: update it"
         )
+    if missing := _KEYS - description.keys():
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}; use another copy")
     weights = directory / "model.safetensors"
     if not weights.exists() or file_digest(weights) != description["weights"]:
         raise ValueError(f"{weights} is damaged or missing: its digest isn't the one in model.json; use another copy")
@@ -129,18 +142,33 @@ def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
     if description["kind"] != "model":
         raise ValueError(f"{directory} holds an adapter only; load it into its backbone")
     tensors = _tensors(directory)
-    parcels = {name: tensors[f"adapters.{name}.parcel"] for name in description["subjects"]}
+    parcels = {name: tensors[f"{_prefix(name)}parcel"] for name in description["subjects"]}
     model = EncodingModel(TokenShape(**description["token_shape"]), backbone_config(description["backbone"]), parcels)
     model.load_state_dict(tensors)
     return model.eval(), description["made_from"]
 
 
 def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, Any]]:
-    """Put the adapter of a directory into `model`; return its subject and lineage."""
+    """Put the adapter of a directory into `model`; return its subject and lineage.
+
+    Raises
+    ------
+    ValueError
+        If the directory holds no single adapter, or one of a backbone of other sizes; `model` is then as it was.
+    """
     description = read_description(directory)
+    if description["kind"] != "adapter":
+        raise ValueError(f"{directory} holds a whole model, not an adapter; load it as a model")
+    if (TokenShape(**description["token_shape"]), backbone_config(description["backbone"])) != (
+        model.shape,
+        model.config,
+    ):
+        raise ValueError(
+            f"the adapter in {directory} is of a backbone with other sizes; load it into the one it came from"
+        )
     tensors = _tensors(directory)
     (subject,) = description["subjects"]
-    prefix = f"adapters.{subject}."
+    prefix = _prefix(subject)
     adapter = model.add_subject(subject, tensors[f"{prefix}parcel"])
     adapter.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items()})
     return subject, description["made_from"]

@@ -253,7 +253,7 @@ def _score_and_register(
     registered = register(recipe.name, tracked, "backbone", kind="backbone", tags=lineage)
     tracked.tag({"backbone": registered.label})
     alias = aliases(registered)[0]
-    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}")
+    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}", soft_wrap=True)
     others = [name for name in store.subjects if name not in names]
     if others:
         number = int(others[0][4:]) if others[0].startswith("subj") and others[0][4:].isdigit() else others[0]

@@ -1,6 +1,6 @@
 """Named whole runs; anything in them can be overridden on the command line."""
 
-from foundation.config import BackboneConfig, DataConfig, OptimConfig, Recipe
+from foundation.config import BackboneConfig, DataConfig, Recipe
 
 RECIPES = {
     recipe.name: recipe
@@ -9,7 +9,6 @@ RECIPES = {
         Recipe(
             name="phantom-standard",
             data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
-            optim=OptimConfig(epochs=30),
         ),
         Recipe(
             name="v4",

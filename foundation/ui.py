@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 from data.command_line import CommonOptions, Session, begin, run
-from foundation.tracking.runs import client, tracking_uri
+from foundation.tracking.runs import experiment_id, tracking_uri
+
+# MLflow's server starts workers for jobs that we don't have.
+ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def ui(*, port: int = 5000, host: str = "127.0.0.1", session: CommonOptions = Session()) -> None:
@@ -21,10 +24,10 @@ def ui(*, port: int = 5000, host: str = "127.0.0.1", session: CommonOptions = Se
     if uri.startswith("http"):
         print(f"the runs are tracked by a server; open {uri}")
         return
-    client(uri).search_experiments()
-    print(f"MLflow on http://{host}:{port} (runs of {uri}); Ctrl-C ends it", flush=True)
+    page = f"http://{host}:{port}/#/experiments/{experiment_id()}/runs?workflowType=machine_learning"
+    print(f"runs of {uri}\nopen {page}\nCtrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    raise SystemExit(subprocess.run(command, env=os.environ, check=False).returncode)
+    raise SystemExit(subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a frozen image encoder is: images in, CLS and patch tokens of several depths out."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,13 +15,29 @@ class Tokens:
     patch: Float[np.ndarray, "image depth patch width"]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A frozen encoder."""
 
-    name: str
-    depths: tuple[int, ...]
-    width: int
-    grid: tuple[int, int]
+    @property
+    def name(self) -> str:
+        """What its tokens are called in a store."""
+        ...
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The blocks that the tokens come from, 1-based, shallow to deep."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of features of a token."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        ...
 
     def spec(self) -> dict[str, Any]:
         """Return the full description as JSON; its digest identifies the encoder."""

@@ -4,40 +4,45 @@
 
     subject       name of the subject
     responses     .npy: (trial, voxel), or (image, voxel, repeat) with NaN where there was no repeat
-    images        a zip or a directory of pictures (in the order of their names), or an .npy (image, height, width, 3) uint8
+    images        a zip or a directory of pictures (in the order of their names), or an .npy of uint8
+                  (image, height, width, 3)
     trials        optional .csv: column `image` (0-based index into the images), optional `session`, `run`, `repeat`;
                   without it, row i shows image i
     session_column   optional: the column of `trials` that counts the sessions (default `session`, where there is one)
-    blocks_of     optional: no scan sessions, so treat each successive block of that many images as one
+    blocks_of     optional: no scan sessions, so treat each successive block of that many images as one; a remainder
+                  shorter than half a block joins the block before it
     rois          optional .csv: a column per family, a row per voxel, holding labels' names ("" for none)
     coordinates   optional .npy (voxel, 3) in mm
-    n_averaged    optional: about how many repeats each row is already the mean of
+    n_averaged    optional: about how many repeats each row is already the mean of (above 1: upstream_preprocessing
+                  must say how)
     unit, upstream_preprocessing   optional texts
 
 An image's identity is the digest of its decoded pixels: equal names may be different pictures, and the same picture in
 two recordings is one image.
 """
 
-import io
 import json
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 
+from data.importers.files import load_array, read_images
 from data.schema import Rois, SubjectData, digest_of, pixel_identity
 from data.store import ImageBlock, PooledStore
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 REQUIRED = {"subject", "responses", "images"}
-KNOWN = REQUIRED | {"trials", "session_column", "blocks_of", "rois", "coordinates", "n_averaged", "unit"}
-KNOWN |= {"upstream_preprocessing", "note"}
+TEXTS = REQUIRED | {"trials", "session_column", "rois", "coordinates", "unit", "upstream_preprocessing", "note"}
+KNOWN = TEXTS | {"blocks_of", "n_averaged"}
+COLUMN_TYPES: dict[str, type[np.signedinteger]] = {
+    "image": np.int32,
+    "session": np.int16,
+    "run": np.int16,
+    "repeat": np.int8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,74 +83,41 @@ def read_recordings(directory: Path, table: Path | None = None) -> list[Recordin
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise ValueError(f"{table} must hold a list of objects, one per recording")
     for entry in entries:
-        if missing := REQUIRED - set(entry):
-            raise ValueError(f"{table}: a recording lacks {sorted(missing)[0]!r}; it has {sorted(entry)}")
-        if unknown := set(entry) - KNOWN:
-            raise ValueError(
-                f"{table}: {sorted(unknown)[0]!r} of {entry['subject']!r} is unknown; known are {sorted(KNOWN)}"
-            )
+        _check_entry(table, entry)
     names = [entry["subject"] for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError(f"{table}: a subject occurs more than once in {names}; join its trials in one recording")
     return [Recording(directory=directory, entry=entry) for entry in entries]
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _check_entry(table: Path, entry: dict[str, Any]) -> None:
+    if missing := REQUIRED - set(entry):
+        raise ValueError(f"{table}: a recording lacks {sorted(missing)[0]!r}; it has {sorted(entry)}")
+    where = f"{table}: recording of {entry['subject']!r}"
+    if unknown := set(entry) - KNOWN:
+        raise ValueError(f"{where}: {sorted(unknown)[0]!r} is unknown; known are {sorted(KNOWN)}")
+    for key in sorted(TEXTS & set(entry)):
+        if not isinstance(entry[key], str) or not entry[key]:
+            raise ValueError(f"{where}: {key!r} must be text, got {entry[key]!r}; put it in quotes or leave it out")
+    size = entry.get("blocks_of", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{where}: 'blocks_of' must be a whole number of images of at least 1, got {size!r}")
+    n_averaged = entry.get("n_averaged", 1)
+    if not isinstance(n_averaged, (int, float)) or isinstance(n_averaged, bool) or n_averaged < 1:
+        raise ValueError(f"{where}: 'n_averaged' must be a number of repeats of at least 1, got {n_averaged!r}")
+    if "session_column" in entry and "trials" not in entry:
+        raise ValueError(f"{where}: 'session_column' names a column of 'trials', which is not given; give both or none")
+    if "session_column" in entry and "blocks_of" in entry:
+        raise ValueError(f"{where}: give 'session_column' or, where there are no sessions, 'blocks_of'; not both")
+
+
+def _read_table(path: Path, n_rows: int, what: str, **options: Any) -> pd.DataFrame:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy of numbers: {error}") from error
-
-
-def _decode(source: Any, what: str) -> UInt8[np.ndarray, "height width 3"]:
-    try:
-        with Image.open(source) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{what} is not a readable picture: {error}") from error
-
-
-def read_images(path: Path) -> UInt8[np.ndarray, "image height width 3"]:
-    """Return the pictures of a zip, a directory or an .npy, in the order of their names.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one can't be decoded, or their sizes differ.
-    """
-    if path.suffix == ".npy":
-        pixels = _load_array(path)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise ValueError(f"{path} must be uint8 (image, height, width, 3), got {pixels.dtype} {pixels.shape}")
-        return pixels
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES)
-        named = [(str(f), _decode(f, str(f))) for f in files]
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in PICTURES)
-                named = [(f"{path}:{n}", _decode(io.BytesIO(archive.read(n)), f"{path}:{n}")) for n in members]
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures") from error
-    if not named:
-        raise ValueError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
-    shape = named[0][1].shape
-    for name, pixels in named:
-        if pixels.shape != shape:
-            raise ValueError(
-                f"{name} is {pixels.shape[:2]} but the others are {shape[:2]}; crop them to one size first"
-            )
-    return np.stack([pixels for _, pixels in named])
-
-
-def _read_table(path: Path, n_rows: int, what: str) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable CSV: {error}") from error
     if len(table) != n_rows:
-        raise ValueError(f"{path} has {len(table)} rows, but there are {n_rows} {what}")
+        raise ValueError(f"{path} has {len(table)} rows, but there are {n_rows} {what}; give one row for each")
     return table
 
 
@@ -155,7 +127,8 @@ def _trials(recording: Recording, responses: np.ndarray, n_images: int) -> dict[
     if "trials" not in recording.entry:
         if n != n_images:
             raise ValueError(
-                f"{recording.subject}: {n} rows of responses but {n_images} images; give a trials.csv that says which is which"
+                f"{recording.path('responses')} has {n} rows but there are {n_images} images; "
+                f"give a 'trials' table that says which row shows which image"
             )
         return {"image": np.arange(n), "session": None, "run": None, "repeat": None}
     path = recording.path("trials")
@@ -165,6 +138,8 @@ def _trials(recording: Recording, responses: np.ndarray, n_images: int) -> dict[
     wanted = recording.entry.get("session_column", "session" if "session" in table else None)
     if wanted is not None and wanted not in table:
         raise ValueError(f"{path} has no column {wanted!r}, which session_column names; it has {list(table)}")
+    if wanted is not None and "blocks_of" in recording.entry:
+        raise ValueError(f"{path} has a column {wanted!r} of sessions, so 'blocks_of' must go; or remove the column")
     columns = {"image": "image", "session": wanted, "run": "run", "repeat": "repeat"}
     found: dict[str, np.ndarray | None] = {}
     for ours, theirs in columns.items():
@@ -173,12 +148,19 @@ def _trials(recording: Recording, responses: np.ndarray, n_images: int) -> dict[
             continue
         if not pd.api.types.is_integer_dtype(table[theirs]):
             raise ValueError(f"{path}: column {theirs!r} must hold whole numbers, got {table[theirs].dtype}")
-        found[ours] = table[theirs].to_numpy()
+        limits = np.iinfo(COLUMN_TYPES[ours])
+        values = table[theirs].to_numpy()
+        beyond = values[(values < limits.min) | (values > limits.max)]
+        if len(beyond):
+            raise ValueError(
+                f"{path}: column {theirs!r} holds {beyond[0]}, beyond {limits.max}; number them 1, 2, ... in order"
+            )
+        found[ours] = values
     image = found["image"]
     assert image is not None
     if image.min() < 0 or image.max() >= n_images:
         bad = int(image.max() if image.max() >= n_images else image.min())
-        raise ValueError(f"{path}: image {bad} is not among the {n_images} images, which count from 0")
+        raise ValueError(f"{path}: image {bad} is not among the {n_images} images; they count from 0")
     return found
 
 
@@ -191,8 +173,57 @@ def _unfold_repeats(responses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _blocks(n_images: int, size: int) -> np.ndarray:
     """Return the block of each image, from 1; a remainder shorter than half a block joins the one before it."""
-    n_blocks = max(1, round(n_images / size))
+    n_blocks = max(1, (2 * n_images + size) // (2 * size))
     return np.minimum(np.arange(n_images) // size, n_blocks - 1) + 1
+
+
+def _rois(recording: Recording, n_voxels: int) -> dict[str, Rois]:
+    """Return the families of the `rois` table; every label is text, and an empty one is none."""
+    if "rois" not in recording.entry:
+        return {}
+    path = recording.path("rois")
+    # Blank lines count: in a table of one family they are the voxels without a label.
+    table = _read_table(path, n_voxels, "voxels", dtype=str, keep_default_na=False, skip_blank_lines=False)
+    rois = {}
+    for family in table:
+        labels = table[family].fillna("")
+        names = sorted(set(labels) - {""})
+        codes = {name: k + 1 for k, name in enumerate(names)} | {"": 0}
+        rois[str(family)] = Rois(
+            labels=np.array([codes[label] for label in labels], np.int16), names={codes[name]: name for name in names}
+        )
+    return rois
+
+
+def _coordinates(recording: Recording, n_voxels: int) -> np.ndarray | None:
+    if "coordinates" not in recording.entry:
+        return None
+    path = recording.path("coordinates")
+    coordinates = load_array(path)
+    if coordinates.shape != (n_voxels, 3):
+        raise ValueError(f"{path} must be ({n_voxels}, 3), a position in mm for every voxel, got {coordinates.shape}")
+    return coordinates.astype(np.float32)
+
+
+def _read_responses(recording: Recording, n_images: int) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
+    """Return responses as (trial, voxel), and the columns image, session, run and repeat."""
+    path = recording.path("responses")
+    responses = load_array(path)
+    if responses.ndim == 2:
+        columns = _trials(recording, responses, n_images)
+    elif responses.ndim == 3:
+        if len(responses) != n_images:
+            raise ValueError(f"{path} has responses to {len(responses)} images, but there are {n_images} pictures")
+        if "trials" in recording.entry:
+            raise ValueError(f"{path} has an axis of repeats, so 'trials' must go; or save it as (trial, voxel)")
+        responses, image, repeat = _unfold_repeats(responses)
+        columns = {"image": image, "session": None, "run": None, "repeat": repeat}
+    else:
+        raise ValueError(f"{path} must be (trial, voxel) or (image, voxel, repeat), got shape {responses.shape}")
+    if responses.dtype.kind == "u" or responses.dtype == np.float64:
+        with np.errstate(over="ignore"):  # becomes infinite, which the check of the record refuses
+            responses = responses.astype(np.float32)
+    return responses, columns
 
 
 def read_recording(recording: Recording) -> tuple[ImageBlock, list[str], SubjectData]:
@@ -200,56 +231,44 @@ def read_recording(recording: Recording) -> tuple[ImageBlock, list[str], Subject
 
     The measurements' `image` indexes those pictures; the store's rows take their place when they are known.
     """
-    entry, responses = recording.entry, _load_array(recording.path("responses"))
+    entry = recording.entry
     pixels = read_images(recording.path("images"))
-    if responses.ndim == 3:
-        if len(responses) != len(pixels):
-            raise ValueError(f"{recording.subject}: responses to {len(responses)} images but {len(pixels)} pictures")
-        responses, image, repeat = _unfold_repeats(responses)
-        columns: dict[str, np.ndarray | None] = {"image": image, "session": None, "run": None, "repeat": repeat}
-    elif responses.ndim == 2:
-        columns = _trials(recording, responses, len(pixels))
-    else:
-        raise ValueError(f"{recording.path('responses')} must have 2 or 3 axes, got shape {responses.shape}")
+    responses, columns = _read_responses(recording, len(pixels))
     image = columns["image"]
     assert image is not None
     provenance = {"importer": "arrays 1", "recording": entry, "responses_digest": digest_of(responses)}
     if "blocks_of" in entry:
-        columns["session"] = _blocks(len(pixels), int(entry["blocks_of"]))[image]
+        columns["session"] = _blocks(len(pixels), entry["blocks_of"])[image]
         provenance["sessions"] = f"successive blocks of {entry['blocks_of']} images, not scan sessions"
     n_averaged = entry.get("n_averaged")
-    rois = {}
-    if "rois" in entry:
-        table = _read_table(recording.path("rois"), responses.shape[1], "voxels").fillna("").astype(str)
-        for family in table:
-            names = sorted(set(table[family]) - {""})
-            codes = table[family].map({name: k + 1 for k, name in enumerate(names)} | {"": 0})
-            rois[str(family)] = Rois(labels=codes.to_numpy(np.int16), names={k + 1: n for k, n in enumerate(names)})
-    identities = [pixel_identity(p) for p in pixels]
-    first = list({identity: i for i, identity in reversed(list(enumerate(identities)))}.values())[::-1]
-    block = ImageBlock(ids=[identities[i] for i in first], roles=[""] * len(first), pixels=pixels[first])
+    identities = [pixel_identity(picture) for picture in pixels]
+    first: dict[str, int] = {}
+    for k, identity in enumerate(identities):
+        first.setdefault(identity, k)
+    block = ImageBlock(ids=list(first), roles=[""] * len(first), pixels=pixels[list(first.values())])
 
-    def column(name: str, dtype: Any) -> np.ndarray | None:
+    def column(name: str) -> np.ndarray | None:
         values = columns[name]
-        return None if values is None else values.astype(dtype)
+        return None if values is None else values.astype(COLUMN_TYPES[name])
 
     subject = SubjectData(
         name=recording.subject,
-        responses=responses
-        if responses.dtype.kind in "if" and responses.dtype != np.float64
-        else responses.astype(np.float32),
+        responses=responses,
         unit=entry.get("unit", "a.u."),
         image=image.astype(np.int32),
-        session=column("session", np.int16),
-        run=column("run", np.int16),
-        repeat=column("repeat", np.int8),
+        session=column("session"),
+        run=column("run"),
+        repeat=column("repeat"),
         n_averaged=None if n_averaged is None else np.full(len(responses), n_averaged, np.float32),
-        coordinates=_load_array(recording.path("coordinates")).astype(np.float32) if "coordinates" in entry else None,
-        rois=rois,
+        coordinates=_coordinates(recording, responses.shape[1]),
+        rois=_rois(recording, responses.shape[1]),
         provenance=provenance,
         upstream_preprocessing=entry.get("upstream_preprocessing"),
     )
-    subject.check(n_images=len(pixels))
+    try:
+        subject.check(n_images=len(pixels))
+    except ValueError as error:
+        raise ValueError(f"{recording.path('responses')}: {error}") from error
     return block, identities, subject
 
 
@@ -276,7 +295,12 @@ def import_arrays(
 ) -> PooledStore:
     """Import recordings into a store, made if it is missing; subjects that it has already are passed over.
 
-    Everything is read and checked before the first byte is written.
+    Everything is read and checked before the first byte is written; an import that was interrupted can be run again.
+
+    Raises
+    ------
+    ValueError
+        If a recording can't be imported, or the store has other data under a subject's name.
     """
     recordings = read_recordings(directory, table)
     if subjects is not None:
@@ -284,21 +308,27 @@ def import_arrays(
         if unknown := set(subjects) - set(have):
             raise ValueError(f"subject {sorted(unknown)[0]!r} is not in recordings.json; it has {', '.join(have)}")
         recordings = [r for r in recordings if r.subject in subjects]
+    if not recordings:
+        raise ValueError("no subject is named, so there is nothing to import")
     read = [read_recording(recording) for recording in recordings]
     sizes = {block.pixels.shape[1:3] for block, _, _ in read if block.pixels is not None}
     if len(sizes) > 1:
         raise ValueError(f"the recordings' pictures have different sizes {sorted(sizes)}; crop them to one size first")
-    try:
-        store = PooledStore.open(store_path, writable=True)
-    except ValueError:
-        store = PooledStore.create(store_path, name=Path(store_path).stem, provenance={"importer": "arrays 1"})
+    # A new store is made only now; with an old one, conflicts are found before anything is added to it.
+    store = PooledStore.open_or_create(store_path, name=Path(store_path).stem, provenance={"importer": "arrays 1"})
+    for block, identities, subject in read:
+        store.check_images(block)
+        if subject.name in store.subjects and store.subject(subject.name).digest != subject.digest(identities):
+            raise ValueError(
+                f"{subject.name!r} is in {store_path} already with other data; "
+                f"import it into another store or under another name"
+            )
     for block, identities, subject in read:
         if subject.name in store.subjects:
             progress(f"{subject.name}: there already")
             continue
         rows = dict(zip(block.ids, store.add_images(block).tolist(), strict=True))
         of_picture = np.array([rows[identity] for identity in identities], np.int32)
-        renamed = {**vars(subject), "image": of_picture[subject.image]}
-        store.add_subject(SubjectData(**renamed))
+        store.add_subject(replace(subject, image=of_picture[subject.image]))
         progress(f"{subject.name}: {subject.responses.shape[0]} trials, {subject.responses.shape[1]} voxels")
     return store

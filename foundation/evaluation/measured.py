@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data.noise_ceiling import ncsnr, noise_ceiling
-from data.preprocess import Trials, standardised_trials
+from data.preprocess import Trials, average_repeats, standardised_trials
 from data.rois import families
 from data.splits import Split
 from data.store import SubjectStore
@@ -28,7 +28,11 @@ def measured_test(
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
     rows, image = np.unique(trials.image[keep], return_inverse=True)
+    responses = trials.responses[keep]
     averaged = bool((trials.n_averaged > 1).any())
+    if averaged:  # perhaps within sessions only: rows of one image are averaged on, so that they don't pose as trials
+        _, responses, _ = average_repeats(responses, trials.image[keep], trials.n_averaged[keep])
+        image = np.arange(len(rows))
     ceiling, reason = _ceiling(trials, keep, averaged=averaged)
     notes = (
         () if subject.upstream_preprocessing is None else (f"upstream preprocessing: {subject.upstream_preprocessing}",)
@@ -37,7 +41,7 @@ def measured_test(
         notes += (f"sessions: {subject.attrs['provenance']['sessions']}",)
     measured = Measured(
         subject=subject.name,
-        trials=trials.responses[keep],
+        trials=responses,
         image=image,
         ceiling=ceiling,
         ceiling_reason=reason,

@@ -20,7 +20,7 @@ from rich.table import Table
 from foundation.evaluation.score import CEILING, FAMILIES, FLOORS, Comparison, Row, Scores
 
 LEGEND = (
-    "Targets: the mean of an image's repeats and, in (), each single trial. Axes: voxel r is the correlation over images, "
+    "Targets: the mean of an image's repeats; in (), each single trial. Axes: voxel r is the correlation over images, "
     "averaged over voxels; pattern r the correlation over voxels, averaged over images; MSE is one for both. "
     "r²/c: signed squared voxel r over the noise ceiling, clipped to 0 to 1 (unclipped in the JSON). "
     "Δ: interval of the paired difference with the named system (for MSE, negative is better), target mean. "

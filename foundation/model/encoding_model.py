@@ -42,6 +42,12 @@ class VoxelFeatures:
     local_gain: Float[Tensor, "b 1"]
 
 
+def adapter_key(subject: str) -> str:
+    """Return the key of a subject's adapter in a `ModuleDict`, which refuses dots and the names of its own methods."""
+    key = subject.replace(".", "%2E")
+    return f"%{key}" if hasattr(nn.ModuleDict(), key) else key
+
+
 class EncodingModel(nn.Module):
     """A shared backbone (both streams and the Mamba-VAE) and adapters keyed by the subjects' names."""
 
@@ -59,7 +65,7 @@ class EncodingModel(nn.Module):
     @property
     def subjects(self) -> list[str]:
         """Names of the subjects that have an adapter."""
-        return list(self.adapters)
+        return [key.removeprefix("%").replace("%2E", ".") for key in self.adapters]
 
     def adapter(self, subject: str) -> Adapter:
         """Return a subject's adapter.
@@ -69,15 +75,16 @@ class EncodingModel(nn.Module):
         ValueError
             If the model has none.
         """
-        if subject not in self.adapters:
+        key = adapter_key(subject)
+        if key not in self.adapters:
             raise ValueError(f"the model has no adapter for {subject!r}; it has {', '.join(self.subjects) or 'none'}")
-        adapter = self.adapters[subject]
+        adapter = self.adapters[key]
         assert isinstance(adapter, Adapter)
         return adapter
 
     def add_subject(self, name: str, parcel: Int64[Tensor, " voxel"]) -> Adapter:
         """Give a subject a fresh adapter, in place of one it may have."""
-        self.adapters[name] = Adapter(parcel, self.shape.side, self.config)
+        self.adapters[adapter_key(name)] = Adapter(parcel, self.shape.side, self.config)
         return self.adapter(name)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -113,10 +120,13 @@ class EncodingModel(nn.Module):
             subjects[name] = SubjectOutput(roi=rois[name], voxel=voxel)
         return Output(subjects=subjects, mu=decoded.mu, log_variance=decoded.log_variance)
 
-    def voxel_features(self, streams: Streams, subject: str) -> VoxelFeatures:
-        """Return what `subject`'s voxels are read from, so that their readout can be solved in closed form."""
+    def voxel_features(self, streams: Streams, subject: str, roi: RoiValues | None = None) -> VoxelFeatures:
+        """Return what `subject`'s voxels are read from, so that their readout can be solved in closed form.
+
+        `roi` are its ROI values, if they aren't to be those that its adapter reads.
+        """
         adapter = self.adapter(subject)
-        roi = adapter.roi_values(streams)
+        roi = adapter.roi_values(streams) if roi is None else roi
         decoded = self._decode(streams, {subject: roi}, sample=False)
         share = torch.sigmoid(self.vae.holistic_share)
         return VoxelFeatures(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_ENABLE_TELEMETRY", "false")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -40,12 +40,14 @@ def client(uri: str | None = None) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _experiment(mlflow: MlflowClient, uri: str) -> str:
+def experiment_id() -> str:
+    """Return the id of our experiment on the tracking server, made if it is missing."""
+    uri = tracking_uri()
+    mlflow = client(uri)
     found = mlflow.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return found.experiment_id
-    local = uri.startswith("sqlite:")
-    location = (home() / "artifacts").as_uri() if local else None
+    location = (home() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
         return mlflow.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
@@ -78,7 +80,7 @@ class TrackedRun:
         uri = tracking_uri()
         mlflow = client(uri)
         named = {f"manybrains.{key}": value for key, value in tags.items()} | {"manybrains.kind": kind}
-        run = mlflow.create_run(_experiment(mlflow, uri), run_name=name, tags=named)
+        run = mlflow.create_run(experiment_id(), run_name=name, tags=named)
         started = cls(run.info.run_id, uri)
         params = [Param(key, value) for key, value in _flat(config).items()]
         for at in range(0, len(params), 100):

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from foundation.model.encoding_model import EncodingModel
 from foundation.training.optim import build_optimiser
 
 
+@runtime_checkable  # so that tests can check annotations with it
 class Engine(Protocol):
     """A model under an optimiser, on one process or on many that move in step."""
 
@@ -71,16 +73,30 @@ def save_optimiser_state(optimiser: torch.optim.Optimizer, directory: Path) -> N
 def load_optimiser_state(optimiser: torch.optim.Optimizer, directory: Path) -> None:
     """Read what `save_optimiser_state` wrote into an optimiser over the same parameters."""
     path = directory / "optimiser.json"
-    if not path.exists() or json.loads(path.read_text())["kind"] != "torch":
+    try:
+        described = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the optimiser's state {path} can't be read ({error}); remove {directory.parent} to "
+            "resume from the one before"
+        ) from error
+    if described["kind"] != "torch":
         raise ValueError(
             f"{directory} holds DeepSpeed shards; resume with the --cluster settings that wrote it, or start a new run"
         )
     state = optimiser.state_dict()
-    groups = [group["n_params"] for group in json.loads(path.read_text())["groups"]]
+    groups = [group["n_params"] for group in described["groups"]]
     if groups != [len(group["params"]) for group in state["param_groups"]]:
         raise ValueError(f"{directory} is of an optimiser over other parameters ({groups} per group)")
     entries: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(directory / "optimiser.safetensors").items():
+    try:
+        tensors = load_file(directory / "optimiser.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the optimiser's state in {directory} can't be read ({error}); remove {directory.parent} to "
+            "resume from the one before"
+        ) from error
+    for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         entries.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": entries, "param_groups": state["param_groups"]})

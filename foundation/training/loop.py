@@ -16,7 +16,7 @@ import torch
 from data.loader import Loader, ordered_batches
 from data.preprocess import Samples
 from data.store import TokenReader
-from foundation.checkpoint import new_directory, prune_checkpoints, save_model, write_json
+from foundation.checkpoint import new_directory, newest_checkpoint, prune_checkpoints, save_model, write_json
 from foundation.config import Recipe
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
@@ -73,12 +73,12 @@ def validate(model: EncodingModel, course: Course) -> dict[str, float]:
 
 
 def save_checkpoint(engine: Engine, course: Course, progress: Progress) -> None:
-    """Write a checkpoint: whole under its final name, or not there."""
+    """Write a checkpoint: whole under its final name, or not there; an older one of the same step gives way."""
     final = course.directory / "checkpoints" / f"step-{progress.step:07d}"
     temporary = final.with_name(f".{final.name}.optimiser")
     engine.save_optimiser(temporary)
     engine.barrier()
-    if engine.rank == 0 and not final.exists():
+    if engine.rank == 0:
         with new_directory(final) as directory:
             save_model(engine.model, directory, made_from=course.made_from)
             write_json(directory / "training.json", vars(progress))
@@ -124,7 +124,8 @@ def train(
         loss = float(losses.total.detach())
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss of step {step} is {loss}; lower --optim.lr, then --resume from the last checkpoint"
+                f"the loss of step {step} is {loss}; start a run with --optim.lr below {recipe.optim.lr:g} "
+                f"(the newest whole checkpoint: {newest_checkpoint(course.directory) or 'none yet'})"
             )
         norm = engine.step(losses.total, lr=rate)
         progress.step = step + 1

@@ -21,7 +21,7 @@ def learning_rate(step: int, n_steps: int, config: OptimConfig) -> float:
 
 def parameter_groups(parameters: dict[str, nn.Parameter], config: OptimConfig) -> list[dict]:
     """Return matrices with weight decay, and everything else (biases, norms, embeddings, places) without."""
-    free = ("embedding", "queries", "place", "A_log")
+    free = ("bias", "embedding", "queries", "place", "A_log")
     decayed, plain = [], []
     for name, parameter in parameters.items():
         keep = parameter.ndim < 2 or any(word in name for word in free)

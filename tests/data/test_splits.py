@@ -1,0 +1,70 @@
+"""The split: by image, the same for every subject, and never moved by what is added."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.splits import TEST_SHARE, VALIDATION_SHARE, hash_part, split_images, split_of
+
+identities = st.lists(st.text(min_size=1, max_size=12), unique=True, min_size=1, max_size=30)
+
+
+@given(old=identities, new=identities)
+def test_adding_images_moves_none(old, new):
+    together = old + [identity for identity in new if identity not in old]
+    before = split_images(old, [""] * len(old))
+    after = split_images(together, [""] * len(together))
+    np.testing.assert_array_equal(after.parts[: len(old)], before.parts)
+
+
+@given(ids=identities, data=st.data())
+def test_the_part_is_the_identitys_whatever_its_row(ids, data):
+    order = data.draw(st.permutations(range(len(ids))))
+    split = split_images(ids, [""] * len(ids))
+    shuffled = split_images([ids[k] for k in order], [""] * len(ids))
+    np.testing.assert_array_equal(shuffled.parts, split.parts[list(order)])
+    assert shuffled.digest == split.digest
+
+
+def test_the_shares_are_those_announced():
+    parts = np.array([hash_part(f"image {k}") for k in range(20_000)])
+    assert np.mean(parts == "test") == pytest.approx(TEST_SHARE, abs=0.01)
+    assert np.mean(parts == "validation") == pytest.approx(VALIDATION_SHARE, abs=0.01)
+
+
+def test_the_hash_is_the_same_in_every_version():
+    found = {part: [k for k in range(24) if hash_part(f"sha256:{k}") == part] for part in ("test", "validation")}
+    assert found == {"test": [1], "validation": [9, 14, 15, 16, 22]}
+
+
+def test_a_prescribed_split_has_the_first_word():
+    ids = [f"image {k}" for k in range(50)]
+    roles = ["test", "validation", "train"] + [""] * 47
+    split = split_images(ids, roles)
+    assert split.parts[:3].tolist() == ["test", "validation", "train"]
+    assert split.parts[3:].tolist() == [hash_part(identity) for identity in ids[3:]]
+    assert split.rule == "design, else hash"
+    assert split_images(ids[:3], roles[:3]).rule == "design"
+    assert split_images(ids, [""] * 50).rule == "hash"
+
+
+def test_the_digest_names_what_is_held_out():
+    ids = ["a", "b", "c"]
+    base = split_images(ids, ["train", "test", "validation"]).digest
+    assert split_images(["other", "b", "c"], ["train", "test", "validation"]).digest == base
+    assert split_images(ids, ["train", "validation", "test"]).digest != base
+
+
+def test_a_store_without_images_has_an_empty_split():
+    split = split_images([], [])
+    assert len(split.parts) == 0
+    assert (split.parts == "train").sum() == 0
+
+
+def test_trials_are_selected_by_their_images_part(store):
+    split = split_of(store)
+    image = store.subject(1).image
+    parts = [split.select(image, part) for part in ("train", "validation", "test")]
+    np.testing.assert_array_equal(np.sum(parts, axis=0), 1)
+    np.testing.assert_array_equal(split.select(image, "train", "test"), parts[0] | parts[2])

@@ -1,0 +1,221 @@
+"""Models on disk: what is read is what was written, bit for bit, or a clear error."""
+
+import json
+import logging
+import pickletools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from foundation.checkpoint import (
+    FORMAT_VERSION,
+    load_adapter,
+    load_model,
+    new_directory,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_description,
+    save_model,
+    write_json,
+)
+from foundation.model.dual_stream import TokenShape
+from foundation.model.encoding_model import EncodingModel
+from tests.tiny_store import TINY_BACKBONE
+
+MADE_FROM = {"store": "somewhere.zarr", "step": 7}
+
+
+def fresh(*subjects: str, seed: int = 0, width: int = 5) -> EncodingModel:
+    torch.manual_seed(seed)
+    parcels = {name: torch.arange(7 + len(name)) // 3 for name in subjects}
+    model = EncodingModel(TokenShape(depth=2, patch=4, width=width), TINY_BACKBONE, parcels)
+    model.streams.set_statistics(torch.randn(9, 2, width), torch.randn(9, 2, 4, width))
+    return model
+
+
+def saved(directory: Path, model: EncodingModel, **options) -> Path:
+    directory.mkdir(parents=True)
+    save_model(model, directory, made_from=MADE_FROM, **options)
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A model directory with two subjects."""
+    return saved(tmp_path / "model", fresh("subj01", "subj02"))
+
+
+def assert_same(one: EncodingModel, other: EncodingModel) -> None:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    for key, value in mine.items():
+        assert value.dtype == theirs[key].dtype
+        assert torch.equal(value, theirs[key]), key
+
+
+def test_a_model_comes_back_bit_for_bit_with_its_lineage(directory):
+    found, made_from = load_model(directory)
+    assert_same(found, fresh("subj01", "subj02"))
+    assert made_from == MADE_FROM
+    assert (found.config, found.shape, found.subjects) == (
+        TINY_BACKBONE,
+        TokenShape(depth=2, patch=4, width=5),
+        ["subj01", "subj02"],
+    )
+    assert not found.training
+
+
+def test_the_order_of_subjects_survives(tmp_path):
+    found, _ = load_model(saved(tmp_path / "model", fresh("subj07", "subj01")))
+    assert found.subjects == ["subj07", "subj01"]
+
+
+@pytest.mark.parametrize("name", ["sub-01.ses", "values"])
+def test_a_subject_may_have_any_name_that_a_store_allows(tmp_path, name):
+    model = fresh("subj01", name)
+    found, _ = load_model(saved(tmp_path / "model", model))
+    assert_same(found, model)
+    backbone = fresh("subj01")
+    assert load_adapter(backbone, saved(tmp_path / "adapter", model, only=name))[0] == name
+
+
+def test_an_adapter_alone_completes_its_backbone(tmp_path):
+    whole = fresh("subj01", "subj02")
+    adapter = saved(tmp_path / "adapter", whole, only="subj02")
+    backbone = fresh("subj01")
+    backbone.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("adapters.subj02")})
+    assert load_adapter(backbone, adapter) == ("subj02", MADE_FROM)
+    assert_same(backbone, whole)
+    with safe_open(adapter / "model.safetensors", "pt") as file:
+        assert {key.split(".")[1] for key in file.keys()} == {"subj02"}  # noqa: SIM118
+
+
+def test_an_adapter_is_no_model_and_a_model_no_adapter(tmp_path, directory):
+    adapter = saved(tmp_path / "adapter", fresh("subj01"), only="subj01")
+    with pytest.raises(ValueError, match="adapter only"):
+        load_model(adapter)
+    with pytest.raises(ValueError, match="whole model, not an adapter"):
+        load_adapter(fresh(), directory)
+
+
+def test_an_adapter_of_another_backbone_is_refused_and_the_model_is_as_it_was(tmp_path):
+    adapter = saved(tmp_path / "adapter", fresh("subj01", width=6), only="subj01")
+    model = fresh("subj02")
+    with pytest.raises(ValueError, match="backbone with other sizes"):
+        load_adapter(model, adapter)
+    assert model.subjects == ["subj02"]
+
+
+def test_saving_the_adapter_of_a_subject_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no adapter for 'subj09'"):
+        saved(tmp_path / "adapter", fresh("subj01"), only="subj09")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a weight's bit flipped": lambda d: flip_a_bit(d / "model.safetensors"),
+    "weights cut off": lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:100]),
+    "weights missing": lambda d: (d / "model.safetensors").unlink(),
+    "description missing": lambda d: (d / "model.json").unlink(),
+    "description cut off": lambda d: (d / "model.json").write_text((d / "model.json").read_text()[:50]),
+    "description not text": lambda d: (d / "model.json").write_bytes(b"\xff\xfe\x00"),
+    "description of something else": lambda d: (d / "model.json").write_text('{"format": "other"}'),
+    "description a list": lambda d: (d / "model.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_model_is_a_clear_error_that_names_where_it_is(directory, damage):
+    damage(directory)
+    with pytest.raises(ValueError, match=re.escape(str(directory))):
+        load_model(directory)
+
+
+def described(directory: Path, **changes) -> None:
+    path = directory / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, "two", None])
+def test_a_newer_format_is_refused_with_both_versions(directory, version):
+    described(directory, format_version=version)
+    with pytest.raises(ValueError, match=rf"format {version}; this manybrains reads up to {FORMAT_VERSION}: update"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("key", ["format", "format_version", "kind", "token_shape", "backbone", "subjects", "weights"])
+def test_a_description_that_lacks_an_entry_is_a_clear_error(directory, key):
+    path = directory / "model.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    with pytest.raises(ValueError, match=re.escape(str(directory))):
+        load_model(directory)
+
+
+def test_an_interrupted_save_leaves_the_old_model_whole(tmp_path, directory):
+    def interrupted() -> None:
+        with new_directory(directory) as new:
+            save_model(fresh("subj01", seed=1), new, made_from={})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert_same(load_model(directory)[0], fresh("subj01", "subj02"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_finished_save_replaces_the_old_model_and_leaves_nothing_beside_it(tmp_path, directory):
+    (tmp_path / ".model.tmp").mkdir()  # what a killed save left
+    with new_directory(directory) as new:
+        save_model(fresh("subj05", seed=1), new, made_from={})
+        assert read_description(directory)["subjects"] == ["subj01", "subj02"]  # until the end, the old one
+    assert read_description(directory)["subjects"] == ["subj05"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    path = saved(run / "checkpoints" / f"step-{step:07d}", fresh("subj01"))
+    write_json(path / "training.json", {"step": step})
+    return path
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "model.json", "training.json"])
+def test_the_newest_whole_checkpoint_is_found_and_a_damaged_one_is_named(tmp_path, caplog, damaged):
+    assert newest_checkpoint(tmp_path) is None
+    older, newer = checkpoint(tmp_path, 90), checkpoint(tmp_path, 100)
+    assert newest_checkpoint(tmp_path) == newer
+    (newer / damaged).write_bytes((newer / damaged).read_bytes()[:-3])
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(tmp_path) == older
+    assert str(newer) in caplog.text
+
+
+def test_without_any_whole_checkpoint_there_is_none(tmp_path):
+    for step in (1, 2):
+        (checkpoint(tmp_path, step) / "training.json").unlink()
+    (tmp_path / "checkpoints" / ".step-0000003.tmp").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    made = [checkpoint(tmp_path, step) for step in (5, 10, 99, 1000)]
+    prune_checkpoints(tmp_path, keep=2)
+    assert [path.exists() for path in made] == [False, False, True, True]
+    prune_checkpoints(tmp_path, keep=3)
+    assert [path.exists() for path in made] == [False, False, True, True]
+
+
+def test_nothing_in_a_model_directory_is_pickled(directory):
+    assert sorted(path.name for path in directory.iterdir()) == ["model.json", "model.safetensors"]
+    json.loads((directory / "model.json").read_text())
+    weights = (directory / "model.safetensors").read_bytes()
+    json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])  # the header of safetensors, then raw numbers
+    with pytest.raises(ValueError, match=r"pickle|opcode"):
+        list(pickletools.genops(weights))

@@ -1,0 +1,340 @@
+"""The commands `foundation.pretrain` and `adapt`, whole: from words on the command line to a registered version."""
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import adapters.cli
+from foundation import pretrain
+from foundation.checkpoint import load_adapter, load_model
+from foundation.config import DataConfig, Recipe
+from foundation.pretrain import NEWEST, Pretrain, arguments
+from foundation.recipes import RECIPES, recipe_named
+from foundation.tracking.registry import aliases, find_backbone
+from foundation.tracking.runs import find_runs, tracking_uri
+from foundation.training.reporter import Reporter
+from foundation.training.run import describe_run, runs_dir
+from tests.tiny_store import ENCODER, SPEC, make_tiny_store
+
+# -- words to settings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_without_options_is_itself(recipe):
+    assert Pretrain.of(recipe).resolved() == recipe
+
+
+def test_every_recipe_is_found_by_its_name():
+    assert all(recipe_named(name).name == name for name in RECIPES)
+    with pytest.raises(ValueError, match="recipe 'phantom' is unknown; there are phantom-tiny, phantom-standard"):
+        recipe_named("phantom")
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> Recipe:
+    """The recipe that a command line resolves to, by way of the real parser."""
+    found: list[Recipe] = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda command: found.append(command.resolved()))
+    monkeypatch.setattr(sys, "argv", ["pretrain", *words])
+    pretrain.main()
+    return found[0]
+
+
+def test_no_words_at_all_are_the_embedded_phantom(monkeypatch):
+    assert parsed(monkeypatch) == RECIPES["phantom-tiny"]
+
+
+def test_an_option_changes_what_it_names_and_nothing_else(monkeypatch):
+    found = parsed(monkeypatch, "v4", "--backbone.n-patch-layer", "1", "--optim.lr", "0.5", "--seed", "3")
+    expected = RECIPES["v4"].to_json()
+    assert found.to_json() != expected
+    expected["backbone"]["n_patch_layer"], expected["optim"]["lr"], expected["seed"] = 1, 0.5, 3
+    assert found.to_json() == expected
+
+
+def test_a_local_store_is_absolute_and_a_url_as_it_was_given(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert parsed(monkeypatch, "--store", "a.zarr").data.store == str(tmp_path / "a.zarr")
+    assert parsed(monkeypatch, "--store", "s3://bucket/a.zarr").data.store == "s3://bucket/a.zarr"
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "completed"),
+    [
+        ([], "phantom-tiny", []),
+        (["v4"], "v4", ["v4"]),
+        (["--seed", "1", "v4"], "v4", ["--seed", "1", "v4"]),
+        (["--resume"], "phantom-tiny", ["--resume", NEWEST]),
+        (["v4", "--resume"], "v4", ["v4", "--resume", NEWEST]),
+        (["--resume", "v4"], "v4", ["--resume", NEWEST, "v4"]),
+        (["--resume", "--seed", "1"], "phantom-tiny", ["--resume", NEWEST, "--seed", "1"]),
+        (["v4", "--resume", "v4-2026"], "v4", ["v4", "--resume", "v4-2026"]),
+        (["--help"], "phantom-tiny", ["--help"]),
+    ],
+    ids=" ".join,
+)
+def test_a_bare_resume_means_the_newest_run_and_no_recipe_the_phantom(words, recipe, completed):
+    assert arguments(words) == (RECIPES[recipe], completed)
+
+
+def test_an_unknown_recipe_is_one_line_and_a_failing_exit(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pretrain", "v5"])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: recipe 'v5' is unknown; there are phantom-tiny, phantom-standard, v4\n"
+
+
+# -- whole runs ------------------------------------------------------------------------------------------------------
+
+SETTINGS = (
+    f"phantom-tiny --encoder {ENCODER} --subjects 1 2 --parcel-size 4 --cluster.engine local "
+    "--optim.epochs 3 --optim.batch-size 20 --checkpoint-every 4 "
+    "--backbone.width 8 --backbone.n-cls-layer 1 --backbone.n-patch-layer 2 --backbone.n-query 2 --backbone.latent 3 "
+    "--backbone.n-component 4 --backbone.n-local 3 --backbone.mamba.headdim 8"
+).split()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def shared_home(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of this module's commands."""
+    home = tmp_path_factory.mktemp("pretrain-home")
+    shutil.copy(empty_database, home)
+    return home
+
+
+@pytest.fixture
+def call(home, shared_home, monkeypatch, capsys) -> Callable[..., Ended]:
+    """Call a command's `main` as the shell would, but on the tests' one thread."""
+    monkeypatch.setenv("MANYBRAINS_HOME", str(shared_home))
+    monkeypatch.setattr(pretrain, "set_threads", lambda n_workers_here: None)
+
+    def run(main: Callable[[], None], *words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        told = capsys.readouterr()
+        return Ended(code, told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def pretrained(call, tiny_store) -> str:
+    """The label of a backbone that `foundation.pretrain` registered; it is trained once."""
+    try:
+        return find_backbone("phantom-tiny/1").label
+    except ValueError:
+        ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store))
+        assert (ended.code, ended.err) == (0, "")
+        assert "registered backbone phantom-tiny/1 as champion" in " ".join(ended.out.split())
+        assert "next: adapt --subject 5 --sessions 3" in ended.out
+        return find_backbone(None).label
+
+
+def read(run_id: str):
+    return MlflowClient(tracking_uri=tracking_uri()).get_run(run_id)
+
+
+def artifacts(run_id: str, folder: str | None = None) -> set[str]:
+    return {file.path for file in MlflowClient(tracking_uri=tracking_uri()).list_artifacts(run_id, folder)}
+
+
+def versions() -> list[str]:
+    found = MlflowClient(tracking_uri=tracking_uri()).search_model_versions()
+    return sorted(f"{version.name}/{version.version}" for version in found)
+
+
+def test_pretraining_leaves_a_finished_run_with_its_config_metrics_and_scores(pretrained, tiny_store):
+    run = read(find_backbone(pretrained).run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["backbone.width"] == "8"
+    assert run.data.params["data.store"] == str(tiny_store)
+    metrics = run.data.metrics
+    assert {"train/loss", "train/lr", "validation/voxel_r", "validation/voxel_r/subj01"} <= metrics.keys()
+    assert {"test/voxel_r", "test/mse/subj02", "test/voxel_r/subj01/early", "ridge/test/voxel_r"} <= metrics.keys()
+    history = MlflowClient(tracking_uri=tracking_uri()).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 13))
+    kept = {"backbone", "comparisons.json", "config.json", "scores.json", "scores.png"}
+    assert artifacts(run.info.run_id) == kept
+    (directory,) = runs_dir().glob("phantom-tiny-*")
+    assert {(r["subject"], r["system"]) for r in json.loads((directory / "scores.json").read_text())} == {
+        (subject, system)
+        for subject in ("subj01", "subj02")
+        for system in ("manybrains", "ridge", "zero", "mean", "ceiling")
+    }
+    assert describe_run(directory)["status"] == "finished"
+
+
+def test_the_registered_backbone_is_the_best_checkpoint_and_names_its_origin(pretrained, tiny_store):
+    backbone = find_backbone(pretrained)
+    model, made_from = load_model(backbone.directory())
+    (directory,) = runs_dir().glob("phantom-tiny-*")
+    expected, _ = load_model(directory / "best")
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
+    assert model.subjects == ["subj01", "subj02"]
+    assert aliases(backbone) == ["champion"]
+    assert backbone.tags["kind"] == "backbone"
+    assert backbone.tags["store"] == made_from["store"] == str(tiny_store)
+    assert backbone.tags["subjects"] == "subj01 subj02"
+    assert made_from["subject_digests"].keys() == {"subj01", "subj02"}
+    for key in ("store_digest", "encoder_digest", "split_digest"):
+        assert backbone.tags[key] == made_from[key]
+        assert made_from[key].startswith("sha256:")
+
+
+def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data(call, pretrained, tiny_store):
+    ended = call(adapters.cli.main, "--subject", "5", "--sessions", "2", "--seed", "4")
+    assert (ended.code, ended.err) == (0, "")
+    adapter = find_backbone("phantom-tiny.subj05")
+    wanted = {"backbone": pretrained, "sessions": "2", "seed": "4", "subject": "subj05", "method": "head"}
+    assert wanted.items() <= adapter.tags.items()
+    assert adapter.tags["store"] == str(tiny_store)
+    assert adapter.tags["store_digest"].startswith("sha256:")
+    assert f"registered adapter {adapter.label} as champion" in " ".join(ended.out.split())
+    run = read(adapter.run_id)
+    assert run.info.status == "FINISHED"
+    assert {
+        "validation/voxel_r",
+        "test/voxel_r",
+        "test/voxel_r/subj05",
+        "ridge/test/voxel_r",
+    } <= run.data.metrics.keys()
+    assert artifacts(adapter.run_id) == {"adapter", "comparisons.json", "config.json", "scores.json", "scores.png"}
+    model, _ = load_model(find_backbone(pretrained).directory())
+    assert load_adapter(model, adapter.directory())[0] == "subj05"
+
+
+def test_the_closed_form_alone_can_be_registered_by_name(call, pretrained):
+    ended = call(adapters.cli.main, *"--subject subj05 --sessions 1 --method ridge --backbone phantom-tiny".split())
+    assert (ended.code, ended.err) == (0, "")
+    newest = max(versions(), key=lambda label: (label.startswith("phantom-tiny.subj05"), label))
+    assert find_backbone(newest).tags.items() >= {"method": "ridge", "sessions": "1", "kept_epoch": "0"}.items()
+
+
+REFUSED = {
+    "an unknown subject": ("--subject 9 --sessions 1", "subject '9' is not in .*; it has subj01, subj02, subj05"),
+    "too many sessions": ("--subject 5 --sessions 99", "subj05 has 3 sessions; --sessions 99 must be 1 to 3"),
+    "no sessions": ("--subject 5 --sessions 0", "subj05 has 3 sessions; --sessions 0 must be 1 to 3"),
+    "a seen subject": ("--subject 1 --sessions 1", "phantom-tiny/1 was trained on subj01; pass --allow-seen"),
+    "an unknown backbone": ("--subject 5 --sessions 1 --backbone other", "backbone 'other' is not in the registry"),
+    "an absent store": ("--subject 5 --sessions 1 --store {tmp}/none.zarr", "no store at .*none.zarr"),
+    "another encoder": (
+        "--subject 5 --sessions 1 --store {tmp}/other.zarr",
+        "tokens of .* come from another encoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_adapted_is_one_line_and_leaves_no_run_and_no_version(
+    call, pretrained, tmp_path, words, message
+):
+    if "other.zarr" in words:
+        make_tiny_store(tmp_path / "other.zarr", spec=SPEC | {"seed": 1})
+    before = (versions(), len(find_runs()))
+    ended = call(adapters.cli.main, *words.format(tmp=tmp_path).split())
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert pytest.RaisesExc(ValueError, match=message).matches(ValueError(ended.err)), ended.err
+    assert (versions(), len(find_runs())) == before
+
+
+def test_a_seen_subject_may_be_adapted_to_if_one_asks_for_it(call, pretrained):
+    ended = call(adapters.cli.main, *"--subject 1 --sessions 1 --allow-seen --method ridge".split())
+    assert (ended.code, ended.err) == (0, "")
+    assert find_backbone("phantom-tiny.subj01").version == 1
+
+
+def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had_been(
+    call, pretrained, tiny_store, monkeypatch
+):
+    settings = [*SETTINGS, "--store", str(tiny_store), "--seed", "1"]
+    whole = call(pretrain.main, *settings)
+    assert whole.code == 0
+    expected = find_backbone(max(versions_of("phantom-tiny")))
+    tell = Reporter.__call__
+
+    def interrupt(self, metrics, step):
+        tell(self, metrics, step)
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "__call__", interrupt)
+        ended = call(pretrain.main, *settings)
+    assert ended.code == 130
+    assert "stopping after this step; a checkpoint is written" in ended.err
+    run = find_runs()[0]
+    assert run.info.status == "KILLED"
+    assert f"interrupted; go on with: python -m foundation.pretrain phantom-tiny --resume {run.info.run_name}" in (
+        " ".join(ended.out.split())
+    )
+    resumed = call(pretrain.main, *settings, "--resume")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert read(run.info.run_id).info.status == "FINISHED"
+    found = find_backbone(max(versions_of("phantom-tiny")))
+    assert found.version == expected.version + 1
+    assert found.run_id == run.info.run_id
+    one, other = (load_model(registered.directory())[0].state_dict() for registered in (found, expected))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    again = call(pretrain.main, *settings, "--resume")
+    assert again.code == 1
+    assert "no unfinished run of this recipe and data" in again.err
+
+
+def versions_of(name: str) -> list[str]:
+    return [label for label in versions() if label.startswith(f"{name}/")]
+
+
+def test_a_run_that_fails_is_marked_so_and_registers_nothing(call, pretrained, tiny_store):
+    before = versions()
+    ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), "--optim.batch-size", "5000")
+    assert ended.code == 1
+    assert ended.err.startswith("error: batch size 5000 is more than the 88 training samples")
+    assert ended.err.count("\n") == 1
+    assert find_runs()[0].info.status == "FAILED"
+    assert versions() == before
+
+
+WRONG = {
+    "unknown subject": ("--subjects 1 9", "subject '9' is not in"),
+    "subject twice": ("--subjects 1 subj01", "must name at least one, each once"),
+    "unknown encoder": ("--encoder vit", "vit"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_setting_is_one_line_and_starts_no_run(call, pretrained, tiny_store, words, message):
+    before = (len(find_runs()), len(list(runs_dir().iterdir())))
+    ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), *words.split())
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert message in ended.err
+    assert (len(find_runs()), len(list(runs_dir().iterdir()))) == before
+
+
+def test_data_config_names_what_stands_in_for_a_store():
+    assert DataConfig().store is None
+    assert DataConfig().phantom == "tiny"

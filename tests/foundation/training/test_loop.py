@@ -1,0 +1,243 @@
+"""Training on the tiny store: it learns, from training images alone, and interruptions leave no trace."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.preprocess import Samples, samples
+from data.splits import split_of
+from data.store import PooledStore
+from foundation.checkpoint import checkpoints, load_model, newest_checkpoint
+from foundation.config import Recipe
+from foundation.evaluation.metrics import voxelwise_r
+from foundation.training.engine import LocalEngine
+from foundation.training.loop import Course, predict_samples, validate
+from foundation.training.run import Plan, train_run
+from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
+
+N_STEPS = 20
+
+
+@dataclass
+class Told:
+    """What a run logs; it may ask for a stop, or fail, at given steps."""
+
+    directory: Path
+    stop_at: tuple[int, ...] = ()
+    die_at: tuple[int, ...] = ()
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics[step] = dict(metrics)
+        if step in self.stop_at:
+            (self.directory / "stop").touch()
+        if step in self.die_at:
+            raise KeyboardInterrupt
+
+
+def plan(recipe: Recipe, directory: Path) -> Plan:
+    directory.mkdir(parents=True, exist_ok=True)
+    assert recipe.data.store is not None
+    return Plan(recipe=recipe, store=recipe.data.store, directory=directory, tracking_uri="", tracking_run="")
+
+
+def run_once(recipe: Recipe, directory: Path, **options) -> tuple[str, Told]:
+    told = Told(directory, **options)
+    (directory / "stop").unlink(missing_ok=True)
+    return train_run(plan(recipe, directory), LocalEngine, told), told
+
+
+def result(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], dict]:
+    """Weights, best weights, optimiser and progress at the end of a run."""
+    newest = newest_checkpoint(directory)
+    assert newest is not None
+    return (
+        load_file(newest / "model.safetensors"),
+        load_file(directory / "best" / "model.safetensors"),
+        load_file(newest / "optimiser" / "optimiser.safetensors"),
+        json.loads((newest / "training.json").read_text()),
+    )
+
+
+def assert_same(one: Path, other: Path) -> None:
+    *mine, my_progress = result(one)
+    *theirs, their_progress = result(other)
+    assert my_progress == their_progress
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert torch.equal(value, b[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
+    """An uninterrupted run."""
+    directory = tmp_path_factory.mktemp("whole")
+    status, told = run_once(tiny_recipe(tiny_store), directory)
+    assert status == "finished"
+    return directory, told
+
+
+def test_training_lowers_the_loss_and_finds_the_planted_tuning(whole):
+    _, told = whole
+    assert list(told.metrics) == list(range(1, N_STEPS + 1))
+    loss = [told.metrics[step]["train/loss"] for step in told.metrics]
+    assert np.mean(loss[-5:]) < 0.9 * np.mean(loss[:5])
+    scores = [m["validation/voxel_r"] for m in told.metrics.values() if "validation/voxel_r" in m]
+    assert len(scores) == 4
+    assert scores[-1] > max(0.1, scores[0])
+
+
+def test_what_is_logged_adds_up_to_the_objective(whole, tiny_store):
+    weights = tiny_recipe(tiny_store).loss
+    for m in whole[1].metrics.values():
+        total = m["train/voxel"] + weights.roi * m["train/roi"] + weights.pearson * m["train/pearson"]
+        assert m["train/loss"] == pytest.approx(total + weights.kl * m["train/kl"], rel=1e-4)
+
+
+def test_checkpoints_are_left_as_often_as_asked_and_the_newest_are_kept(whole):
+    directory, _ = whole
+    assert [path.name for path in checkpoints(directory)] == ["step-0000018", "step-0000020"]
+    assert {path.name for path in directory.iterdir()} == {"best", "checkpoints"}
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {"step-0000018", "step-0000020"}
+
+
+def test_the_best_model_is_the_one_with_the_best_validation_score(whole, tiny_store):
+    directory, told = whole
+    scores = {step: m["validation/voxel_r"] for step, m in told.metrics.items() if "validation/voxel_r" in m}
+    progress = result(directory)[-1]
+    assert progress["best_score"] == max(scores.values())
+    assert scores[progress["best_step"]] == progress["best_score"]
+    model, made_from = load_model(directory / "best")
+    assert made_from["step"] == progress["best_step"]
+    store = PooledStore.open(tiny_store)
+    found = [
+        np.nan_to_num(voxelwise_r(predict_samples(model, store.tokens(ENCODER), held_out), held_out.responses)).mean()
+        for held_out in (samples(store.subject(name), split_of(store), "validation") for name in N_VOXELS)
+    ]
+    assert np.mean(found) == pytest.approx(progress["best_score"], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tiny_store, tmp_path):
+    run_once(tiny_recipe(tiny_store), tmp_path / "again")
+    assert_same(whole[0], tmp_path / "again")
+    run_once(tiny_recipe(tiny_store, seed=1), tmp_path / "other")
+    with pytest.raises(AssertionError):
+        assert_same(whole[0], tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "stops", [(3,), (5, 6, 19), *np.random.default_rng(0).integers(1, N_STEPS, (2, 2)).tolist()], ids=str
+)
+def test_stopped_and_resumed_equals_uninterrupted(whole, tiny_store, tmp_path, stops):
+    recipe = tiny_recipe(tiny_store)
+    for step in sorted(set(stops)):
+        status, told = run_once(recipe, tmp_path, stop_at=(step,))
+        assert status == "interrupted"
+        assert max(told.metrics) == step
+        newest = newest_checkpoint(tmp_path)
+        assert newest is not None
+        assert newest.name == f"step-{step:07d}"
+    status, told = run_once(recipe, tmp_path)
+    assert status == "finished"
+    assert min(told.metrics) == max(stops) + 1
+    assert_same(whole[0], tmp_path)
+    assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("step", [2, 11])
+def test_killed_and_resumed_from_an_older_checkpoint_equals_uninterrupted(whole, tiny_store, tmp_path, step):
+    with pytest.raises(KeyboardInterrupt):
+        run_once(tiny_recipe(tiny_store), tmp_path, die_at=(step,))
+    status, told = run_once(tiny_recipe(tiny_store), tmp_path)
+    assert status == "finished"
+    assert min(told.metrics) == 3 * ((step - 1) // 3) + 1  # checkpoints are every 3 steps, after the log
+    assert_same(whole[0], tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_written_anew(whole, tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store)
+    run_once(recipe, tmp_path, stop_at=(9,))
+    damaged = newest_checkpoint(tmp_path)
+    assert damaged is not None
+    (damaged / "model.safetensors").write_bytes(b"")
+    run_once(recipe, tmp_path, stop_at=(9,))
+    assert newest_checkpoint(tmp_path) == damaged
+    run_once(recipe, tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_resuming_a_finished_run_trains_no_further(whole, tiny_store):
+    before = result(whole[0])[-1]
+    status, told = run_once(tiny_recipe(tiny_store), whole[0])
+    assert status == "finished"
+    assert told.metrics == {}
+    assert result(whole[0])[-1] == before
+
+
+def test_a_stop_before_the_first_step_leaves_a_checkpoint_to_go_on_from(whole, tiny_store, tmp_path):
+    recipe, told = tiny_recipe(tiny_store), Told(tmp_path)
+    (tmp_path / "stop").touch()
+    assert train_run(plan(recipe, tmp_path), LocalEngine, told) == "interrupted"
+    assert told.metrics == {}
+    run_once(recipe, tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store)
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=1e12, clip=math.inf, warmup=0.0))
+    with pytest.raises(
+        ValueError, match=r"the loss of step \d+ is (nan|inf); start a run with --optim.lr below 1e\+12"
+    ):
+        run_once(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_no_gradient_step_sees_a_validation_or_test_response(tiny_store, whole, tmp_path, part):
+    make_tiny_store(tmp_path / "spoilt.zarr", spoilt=(part,))
+    spoilt = PooledStore.open(tmp_path / "spoilt.zarr")
+    assert np.abs(spoilt.subject("subj01").responses()).max() > 1e5
+    run_once(tiny_recipe(tmp_path / "spoilt.zarr"), tmp_path / "run")
+    weights, best, optimiser, progress = result(tmp_path / "run")
+    expected_weights, expected_best, expected_optimiser, expected_progress = result(whole[0])
+    for found, expected in ((weights, expected_weights), (optimiser, expected_optimiser)):
+        for key, value in found.items():
+            assert torch.equal(value, expected[key]), key
+    if part == "test":  # test responses don't pick the best model either; validation responses do
+        assert progress == expected_progress
+        assert all(torch.equal(value, expected_best[key]) for key, value in best.items())
+    else:
+        assert progress["best_score"] != expected_progress["best_score"]
+
+
+def poisoned(course: Course, change: Callable[[Samples], Samples]) -> Course:
+    return replace(course, validation={name: change(s) for name, s in course.validation.items()})
+
+
+def test_validation_scores_are_of_the_validation_images_and_leave_the_model_training(whole, tiny_store, tmp_path):
+    model, _ = load_model(whole[0] / "best")
+    store = PooledStore.open(tiny_store)
+    split = split_of(store)
+    course = Course(
+        recipe=tiny_recipe(tiny_store),
+        tokens=store.tokens(ENCODER),
+        train={},
+        validation={name: samples(store.subject(name), split, "validation") for name in N_VOXELS},
+        directory=tmp_path,
+        made_from={},
+    )
+    model.train()
+    scores = validate(model, course)
+    assert model.training
+    assert scores.keys() == {"validation/voxel_r", *(f"validation/voxel_r/{name}" for name in N_VOXELS)}
+    assert scores["validation/voxel_r"] == np.mean([scores[f"validation/voxel_r/{name}"] for name in N_VOXELS])
+    backwards = poisoned(course, lambda s: replace(s, responses=-s.responses))
+    assert validate(model, backwards)["validation/voxel_r"] == pytest.approx(-scores["validation/voxel_r"], abs=1e-6)

@@ -1,0 +1,118 @@
+"""Which run is resumed, what identifies it, and how a fresh model is built."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.preprocess import samples
+from data.splits import split_of
+from data.store import PooledStore
+from foundation.config import OptimConfig
+from foundation.training.run import (
+    build_model,
+    code_version,
+    describe_run,
+    new_run,
+    run_digest,
+    run_to_resume,
+    runs_dir,
+)
+from tests.tiny_store import ENCODER, N_VOXELS, tiny_recipe
+
+RECIPE = tiny_recipe(Path("/somewhere.zarr"))
+DIGEST = run_digest(RECIPE, "sha256:data")
+
+
+def made(status: str, *, created: float = 1.0, digest: str = DIGEST) -> Path:
+    directory = new_run(RECIPE)
+    describe_run(directory, status=status, created=created, digest=digest)
+    return directory
+
+
+def test_a_new_run_is_named_for_its_recipe_and_lives_in_our_home(home):
+    first, second = new_run(RECIPE), new_run(RECIPE)
+    assert first != second
+    assert first.parent == second.parent == runs_dir() == home / "runs"
+    assert first.name.startswith("tiny-")
+
+
+def test_what_is_told_of_a_run_adds_up(home):
+    directory = made("running")
+    assert describe_run(directory, status="failed")["created"] == 1.0
+    assert json.loads((directory / "run.json").read_text())["status"] == "failed"
+    assert describe_run(directory)["status"] == "failed"
+    assert describe_run(new_run(RECIPE)) == {}
+
+
+def test_without_a_name_the_newest_unfinished_run_of_this_recipe_and_data_is_resumed():
+    made("interrupted", created=1)
+    newest = made("failed", created=3)
+    made("running", created=2)
+    made("finished", created=4)
+    made("interrupted", created=5, digest="sha256:other")
+    assert run_to_resume(DIGEST, name=None) == newest
+
+
+def test_without_any_unfinished_run_the_error_says_what_to_do(home):
+    made("finished")
+    new_run(RECIPE)  # a run that died before it described itself
+    with pytest.raises(ValueError, match=f"no unfinished run of this recipe and data in {home}.*without --resume"):
+        run_to_resume(DIGEST, name=None)
+
+
+def test_a_named_run_is_resumed_if_it_is_unfinished_and_of_the_same_recipe_and_data():
+    interrupted, finished = made("interrupted"), made("finished")
+    other = made("interrupted", digest="sha256:other")
+    assert run_to_resume(DIGEST, name=interrupted.name) == interrupted
+    with pytest.raises(ValueError, match=f"run '{finished.name}' is finished; there is nothing to resume"):
+        run_to_resume(DIGEST, name=finished.name)
+    with pytest.raises(ValueError, match=f"run '{other.name}' was made with other settings or data; give the same"):
+        run_to_resume(DIGEST, name=other.name)
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_runs_there_are(home):
+    with pytest.raises(ValueError, match=r"run 'nothing' is not in .*; there are: none"):
+        run_to_resume(DIGEST, name="nothing")
+    run = made("interrupted")
+    with pytest.raises(ValueError, match=f"there are: {run.name}"):
+        run_to_resume(DIGEST, name="nothing")
+
+
+def test_a_run_is_identified_by_its_recipe_and_its_data():
+    variations = [
+        RECIPE,
+        replace(RECIPE, seed=1),
+        replace(RECIPE, name="other"),
+        replace(RECIPE, optim=OptimConfig(lr=1e-4)),
+        replace(RECIPE, backbone=replace(RECIPE.backbone, scan_orders=("raster",))),
+        replace(RECIPE, data=replace(RECIPE.data, subjects=("1",))),
+    ]
+    digests = {run_digest(recipe, data) for recipe in variations for data in ("sha256:data", "sha256:other")}
+    assert len(digests) == 2 * len(variations)
+    assert run_digest(tiny_recipe(Path("/somewhere.zarr")), "sha256:data") == DIGEST
+
+
+def test_a_fresh_model_depends_on_the_seed_alone_and_takes_its_statistics_from_the_given_images(tiny_store):
+    store = PooledStore.open(tiny_store)
+    image = samples(store.subject("subj01"), split_of(store), "train").image
+    models = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        models.append(build_model(tiny_recipe(tiny_store, seed=seed), store, np.tile(image, 2), list(N_VOXELS)))
+    first, again, other = (model.state_dict() for model in models)
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["vae.queries"], other["vae.queries"])
+    cls, patch = store.tokens(ENCODER).read(np.unique(image))
+    streams = models[0].streams
+    np.testing.assert_allclose(streams.cls_mean, cls.astype(np.float64).mean(0), atol=1e-5)
+    np.testing.assert_allclose(streams.patch_sd, patch.astype(np.float64).std((0, 2)), atol=1e-4)
+    assert models[0].subjects == list(N_VOXELS)
+    assert [models[0].adapter(name).n_voxel for name in N_VOXELS] == list(N_VOXELS.values())
+
+
+def test_the_code_is_named_by_version_and_commit():
+    assert code_version().count("+") == 1
