@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from adapters.fit import Fitted, Method, fit_adapter
+from data.audit import audit_fit
 from data.command_line import CommonOptions, Session, begin, run
 from data.parcels import parcels
 from data.preprocess import n_sessions_of, samples
@@ -63,6 +64,7 @@ def adapt(command: Adapt) -> None:
     measurements, tokens, split = store.subject(subject), store.tokens(encoder), split_of(store)
     train = samples(measurements, split, "train", n_sessions=command.sessions)
     validation = samples(measurements, split, "validation", n_sessions=command.sessions)
+    audit_fit(store.image_ids(), split, {subject: train}, {subject: validation})
     size = made_from["recipe"]["data"]["parcel_size"]
     parcel = torch.from_numpy(parcels(measurements.n_voxels, measurements.coordinates, size=size)).long()
     lineage = {

@@ -133,7 +133,7 @@ def ridge_start(
 def _roi_readouts(
     streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ROIs' readouts of the CLS stream, their fields, and their readouts of the patch stream, from `rows`."""
+    """Return the ROIs' readouts of the CLS stream, their fields, and their readouts of the patch stream."""
     ones = np.ones(len(rows))
     what = solve(streams.cls.numpy()[rows], targets[rows], constant=ones, seed=seed).weights
     choice, weights = _best_field([seen[rows] for seen in where], targets[rows], constant=ones, seed=seed)
@@ -151,7 +151,7 @@ def _set_rois(adapter: Adapter, what: np.ndarray, place: Tensor, log_size: Tenso
 def _out_of_fold(
     adapter: Adapter, streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, *, seed: int
 ) -> RoiValues:
-    """Return the ROI values of each image as readouts see it that were fitted without it, each choosing its fields anew."""
+    """Return each image's ROI values from readouts that were fitted without it, their fields chosen without it."""
     within = adapter.roi_values(streams)
     what, patch = np.empty_like(targets), np.empty_like(targets)
     for fit, held in KFold(N_FOLDS, shuffle=True, random_state=seed).split(targets):

@@ -16,10 +16,10 @@ class ClusterConfig:
     """CPUs that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker (0: train on the CPU)."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2] = 0
     """DeepSpeed's ZeRO: 0 nothing, 1 optimiser state, 2 and gradients are sharded over the workers."""
     address: str | None = None
-    """Ray cluster to join (default: $RAY_ADDRESS, else one that runs on this machine, else a new one); local: a new one."""
+    """Ray cluster to join; local: a new one (default: $RAY_ADDRESS, else one on this machine, else a new one)."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

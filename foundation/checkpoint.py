@@ -1,7 +1,8 @@
 """Models and checkpoints on disk: safetensors and JSON, written under a temporary name and renamed.
 
 A model directory holds ``model.safetensors`` and ``model.json`` (how to build it, and what it was made from). A
-checkpoint is a model directory with ``training.json`` and ``optimiser/`` beside it. Nothing in either is executable.
+checkpoint is a model directory with ``training.json`` and ``optimiser/`` beside it. Nothing in a model directory is
+executable; ``optimiser/`` is safetensors too, but for DeepSpeed's own shards (ZeRO 1 and 2).
 """
 
 import contextlib

@@ -81,7 +81,7 @@ class OptimConfig:
     """Largest norm of the gradient."""
     warmup: float = 0.1
     """Share of the steps that warm up."""
-    epochs: int = 20
+    epochs: int = 12
     """Passes over the pooled training images."""
     batch_size: int = 32
     """Images per step over all workers."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data.audit import audit_fit
 from data.home import home
 from data.parcels import parcels
 from data.preprocess import samples
@@ -137,6 +138,7 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["fini
     names = [store.resolve_subject(s) for s in recipe.data.subjects]
     train_samples = {name: samples(store.subject(name), split, "train") for name in names}
     validation = {name: samples(store.subject(name), split, "validation") for name in names}
+    audit_fit(store.image_ids(), split, train_samples, validation)
     progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
     if checkpoint is None:
         model = build_model(recipe, store, np.concatenate([s.image for s in train_samples.values()]), names)
