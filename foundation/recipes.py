@@ -1,6 +1,6 @@
 """Named whole runs; anything in them can be overridden on the command line."""
 
-from foundation.config import BackboneConfig, DataConfig, Recipe
+from foundation.config import BackboneConfig, DataConfig, OptimConfig, Recipe
 
 RECIPES = {
     recipe.name: recipe
@@ -11,9 +11,10 @@ RECIPES = {
             data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
         ),
         Recipe(
-            name="v4",
+            name="v4",  # recordings of macaque V4 (tests/recordings/v4.json), 256 patches of a ViT-S/14
             data=DataConfig(encoder="encoder-vits14", subjects=("PE201025", "PE210224", "PE210325"), parcel_size=8),
-            backbone=BackboneConfig(dropout=0.2),
+            backbone=BackboneConfig(width=64, n_patch_layer=2, dropout=0.2),
+            optim=OptimConfig(epochs=8),
         ),
     )
 }
