@@ -18,12 +18,12 @@ from data.preprocess import n_sessions_of, samples
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
-from foundation.evaluation.compare import headline, score_subject
-from foundation.evaluation.figures import bars_per_roi
-from foundation.evaluation.table import print_scores, write_rows_json
+from foundation.evaluation.compare import score_subject
+from foundation.evaluation.table import print_scores
 from foundation.model.encoding_model import EncodingModel
 from foundation.tracking.registry import Registered, aliases, find_backbone, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.tracking.scores import log_scores
 from foundation.training.run import code_version
 
 PROGRAM = "adapt"
@@ -91,14 +91,7 @@ def adapt(command: Adapt) -> None:
             {"manybrains": model}, measurements, tokens, split, n_sessions=command.sessions, seed=command.seed
         )
         print_scores(scores)
-        tracked.log(headline(scores, "manybrains"))
-        tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
-        with tempfile.TemporaryDirectory() as scratch:
-            write_rows_json(scores.rows, Path(scratch) / "scores.json")
-            write_rows_json(scores.comparisons, Path(scratch) / "comparisons.json")
-            bars_per_roi(scores, Path(scratch) / "scores.png")
-            for file in sorted(Path(scratch).iterdir()):
-                tracked.artifact(file)
+        log_scores(tracked, scores)
         registered = _register(model, subject, lineage, fitted, tracked, backbone)
         tracked.tag({"adapter": registered.label})
         console.print(

@@ -1,10 +1,9 @@
 """``python -m foundation.pretrain``: pretrain a backbone on pooled subjects, score it, track it, register it."""
 
 import contextlib
-import shutil
 import signal
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +14,19 @@ from tyro.conf import Positional, arg
 
 from cluster.config import ClusterConfig
 from data.command_line import CommonOptions, Session, begin, run
-from data.home import stores_dir
+from data.embedded import embedded_phantom
+from data.preprocess import n_sessions_of
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model
 from foundation.config import BackboneConfig, LossConfig, OptimConfig, Recipe
-from foundation.evaluation.compare import headline, score_subject
-from foundation.evaluation.figures import bars_per_roi
+from foundation.evaluation.compare import score_subject
 from foundation.evaluation.score import merge_scores
-from foundation.evaluation.table import print_scores, write_rows_json
+from foundation.evaluation.table import print_scores
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.tracking.scores import log_scores
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads, train_run
@@ -100,27 +100,6 @@ class Pretrain:
         )
 
 
-def embedded_phantom(preset: str, console: Console) -> str:
-    """Return the path of the phantom that stands in where no store is named, made (whole or not at all) if missing."""
-    path = stores_dir() / f"phantom-{preset}.zarr"
-    if path.exists():
-        return str(path)
-    from data.features import compute_features, load_encoder
-    from data.phantom import PRESETS, truth_path, write_phantom
-
-    console.print(f"making the embedded data set, phantom {preset} (once): {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        write_phantom(str(made), PRESETS[preset])
-        compute_features(PooledStore.open(made, writable=True), load_encoder("gabor"))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(truth_path(str(path)))
-        Path(truth_path(str(made))).rename(truth_path(str(path)))
-        made.rename(path)
-    return str(path)
-
-
 @contextlib.contextmanager
 def stop_file_on_signal(directory: Path) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop after this step; the second one stops at once."""
@@ -164,7 +143,7 @@ def pretrain(command: Pretrain) -> None:
     begin(command.session)
     console = Console()
     recipe = command.resolved()
-    where = recipe.data.store or embedded_phantom(recipe.data.phantom, console)
+    where = recipe.data.store or embedded_phantom(recipe.data.phantom, tell=console.print)
     store = PooledStore.open(where)
     names = [store.resolve_subject(s) for s in recipe.data.subjects]
     if not names or len(set(names)) < len(names):
@@ -213,8 +192,6 @@ def _open_run(command: Pretrain, recipe: Recipe, digest: str, where: str) -> tup
         "subjects": " ".join(command.subjects),
     }
     tracked = TrackedRun.start(directory.name, kind="pretrain", config=recipe.to_json(), tags=tags)
-    import time
-
     describe_run(
         directory,
         status="running",
@@ -239,38 +216,21 @@ def _score_and_register(
         score_subject({"manybrains": model}, store.subject(name), tokens, split, seed=recipe.seed) for name in names
     )
     print_scores(scores)
-    tracked.log(headline(scores, "manybrains"))
-    tracked.log({f"ridge/{key}": value for key, value in headline(scores, "ridge").items()})
-    write_rows_json(scores.rows, plan.directory / "scores.json")
-    write_rows_json(scores.comparisons, plan.directory / "comparisons.json")
-    bars_per_roi(scores, plan.directory / "scores.png")
-    for name in ("scores.json", "comparisons.json", "scores.png"):
-        tracked.artifact(plan.directory / name)
+    log_scores(tracked, scores)
     tracked.artifact(best, "backbone")
     keys = ("store", "store_digest", "encoder_digest", "split_digest", "code_version", "step")
     lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
-    lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{best_score(plan.directory):.6f}"}
+    lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{made_from['validation_voxel_r']:.6f}"}
     registered = register(recipe.name, tracked, "backbone", kind="backbone", tags=lineage)
     tracked.tag({"backbone": registered.label})
     alias = aliases(registered)[0]
     console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}", soft_wrap=True)
-    others = [name for name in store.subjects if name not in names]
-    if others:
-        number = int(others[0][4:]) if others[0].startswith("subj") and others[0][4:].isdigit() else others[0]
-        preferred = 5 if "subj05" in others else number
-        console.print(f"next: adapt --subject {preferred} --sessions 3   (a subject that it hasn't seen)")
+    unseen = [name for name in store.subjects if name not in names and store.subject(name).session is not None]
+    if unseen:
+        subject = "subj05" if "subj05" in unseen else unseen[0]
+        n_sessions = min(3, n_sessions_of(store.subject(subject)) or 0)
+        console.print(f"next: adapt --subject {subject} --sessions {n_sessions}   (a subject that it hasn't seen)")
     console.print("then: make ui   (compare the runs in MLflow)")
-
-
-def best_score(directory: Path) -> float:
-    """Return the best validation score of a finished run."""
-    import json
-
-    from foundation.checkpoint import newest_checkpoint
-
-    newest = newest_checkpoint(directory)
-    assert newest is not None
-    return float(json.loads((newest / "training.json").read_text())["best_score"])
 
 
 def arguments(args: Sequence[str]) -> tuple[Recipe, list[str]]:

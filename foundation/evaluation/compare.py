@@ -72,24 +72,30 @@ def score_subject(
     return score(predictions, measured, training_mean=training_mean, n_bootstraps=n_bootstraps, rng=rng)
 
 
-def headline(scores: Scores, system: str) -> dict[str, float]:
-    """Return the numbers that a run is known by: against repeat means, over all voxels and per ROI family.
+NAMES = {
+    ("voxel", "r"): "voxel_r",
+    ("pattern", "r"): "pattern_r",
+    ("voxel", "mse"): "mse",
+    ("voxel", "r2_ceiling"): "r2_ceiling",
+}
 
-    Keys: ``test/<metric>`` and ``test/<metric>/<subject>`` and ``test/<metric>/<subject>/<roi>``, the first a mean over
-    subjects; undefined ones are left out. Metrics: voxel_r, pattern_r, mse, r2_ceiling.
+
+def headline(scores: Scores, system: str = "manybrains") -> dict[str, float]:
+    """Return the numbers that a run is known by, against repeat means; docs/mlflow.md lists them.
+
+    Means over subjects: ``test/<metric>`` for voxel_r, pattern_r, mse and r2_ceiling, the others' beside it
+    (``test/voxel_r_ridge``, ``test/voxel_r_ceiling``, ...), and ``test/voxel_r/roi/<roi>``. One subject's:
+    ``test/voxel_r/subject/<subject>``. What is undefined is left out.
     """
-    named = {("voxel", "r"): "voxel_r", ("pattern", "r"): "pattern_r", ("voxel", "mse"): "mse"}
-    named |= {("voxel", "r2_ceiling"): "r2_ceiling"}
-    found: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     for row in scores.rows:
-        metric = named.get((row.axis, row.metric))
-        if row.system == system and row.target == "mean" and metric and row.value is not None:
-            key = f"test/{metric}/{row.subject}"
-            found[key if row.roi == "all" else f"{key}/{row.roi}"] = row.value
-    for metric in named.values():
-        of_subjects = [
-            value for key, value in found.items() if key.startswith(f"test/{metric}/") and key.count("/") == 2
-        ]
-        if of_subjects:
-            found[f"test/{metric}"] = float(np.mean(of_subjects))
-    return found
+        metric = NAMES.get((row.axis, row.metric))
+        if row.target != "mean" or metric is None or row.value is None:
+            continue
+        ours = row.system == system
+        if row.roi == "all" and (ours or row.system in ("ridge", "ceiling")):
+            values.setdefault(f"test/{metric}" + ("" if ours else f"_{row.system}"), []).append(row.value)
+        if ours and metric == "voxel_r":
+            place = f"subject/{row.subject}" if row.roi == "all" else f"roi/{row.roi}"
+            values.setdefault(f"test/{metric}/{place}", []).append(row.value)
+    return {key: float(np.mean(found)) for key, found in values.items()}

@@ -152,5 +152,9 @@ def _keep_best(engine: Engine, course: Course, progress: Progress, score: float)
     progress.best_score, progress.best_step = score, progress.step
     if engine.rank == 0:
         with new_directory(course.directory / "best") as directory:
-            save_model(engine.model, directory, made_from=course.made_from | {"step": progress.step})
+            save_model(
+                engine.model,
+                directory,
+                made_from=course.made_from | {"step": progress.step, "validation_voxel_r": score},
+            )
     engine.barrier()

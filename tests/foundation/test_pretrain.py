@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
 import adapters.cli
 from foundation import pretrain
@@ -147,7 +148,7 @@ def pretrained(call, tiny_store) -> str:
         ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store))
         assert (ended.code, ended.err) == (0, "")
         assert "registered backbone phantom-tiny/1 as champion" in " ".join(ended.out.split())
-        assert "next: adapt --subject 5 --sessions 3" in ended.out
+        assert "next: adapt --subject subj05 --sessions 3" in ended.out
         return find_backbone(None).label
 
 
@@ -171,13 +172,19 @@ def test_pretraining_leaves_a_finished_run_with_its_config_metrics_and_scores(pr
     assert run.data.params["data.store"] == str(tiny_store)
     metrics = run.data.metrics
     assert {"train/loss", "train/lr", "validation/voxel_r", "validation/voxel_r/subj01"} <= metrics.keys()
-    assert {"test/voxel_r", "test/mse/subj02", "test/voxel_r/subj01/early", "ridge/test/voxel_r"} <= metrics.keys()
+    assert {
+        "test/voxel_r",
+        "test/voxel_r/subject/subj02",
+        "test/voxel_r/roi/early",
+        "test/voxel_r_ridge",
+    } <= metrics.keys()
     history = MlflowClient(tracking_uri=tracking_uri()).get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 13))
     kept = {"backbone", "comparisons.json", "config.json", "scores.json", "scores.png"}
     assert artifacts(run.info.run_id) == kept
     (directory,) = runs_dir().glob("phantom-tiny-*")
-    assert {(r["subject"], r["system"]) for r in json.loads((directory / "scores.json").read_text())} == {
+    path = download_artifacts(artifact_uri=f"{run.info.artifact_uri}/scores.json")
+    assert {(r["subject"], r["system"]) for r in json.loads(Path(path).read_text())} == {
         (subject, system)
         for subject in ("subj01", "subj02")
         for system in ("manybrains", "ridge", "zero", "mean", "ceiling")
@@ -216,8 +223,8 @@ def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data
     assert {
         "validation/voxel_r",
         "test/voxel_r",
-        "test/voxel_r/subj05",
-        "ridge/test/voxel_r",
+        "test/voxel_r/subject/subj05",
+        "test/voxel_r_ridge",
     } <= run.data.metrics.keys()
     assert artifacts(adapter.run_id) == {"adapter", "comparisons.json", "config.json", "scores.json", "scores.png"}
     model, _ = load_model(find_backbone(pretrained).directory())

@@ -164,11 +164,12 @@ def row(**given) -> Row:
     return Row(**(usual | given))
 
 
-def test_the_headline_is_each_subjects_scores_and_their_mean_over_subjects():
+def test_the_headline_is_means_over_subjects_with_ridge_and_ceiling_beside():
     rows = (
         row(value=0.5),
         row(subject="subj02", value=0.3),
         row(roi="early", value=0.9),
+        row(subject="subj02", roi="early", value=0.7),
         row(axis="pattern", value=0.2),
         row(metric="mse", value=0.8),
         row(subject="subj02", metric="r2_ceiling", value=0.4),
@@ -176,19 +177,20 @@ def test_the_headline_is_each_subjects_scores_and_their_mean_over_subjects():
         row(metric="r_median", value=0.45),
         row(target="trial", value=0.1),
         row(system="ridge", value=0.7),
+        row(system="ridge", roi="early", value=0.6),
+        row(system="ceiling", value=0.9),
+        row(system="zero", metric="mse", value=1.0),
     )
-    found = headline(Scores(rows=rows, comparisons=()), "ours")
-    assert found == {
+    assert headline(Scores(rows=rows, comparisons=()), "ours") == {
         "test/voxel_r": pytest.approx(0.4),
-        "test/voxel_r/subj01": 0.5,
-        "test/voxel_r/subj02": 0.3,
-        "test/voxel_r/subj01/early": 0.9,
+        "test/voxel_r/subject/subj01": 0.5,
+        "test/voxel_r/subject/subj02": 0.3,
+        "test/voxel_r/roi/early": pytest.approx(0.8),
+        "test/voxel_r_ridge": 0.7,
+        "test/voxel_r_ceiling": 0.9,
         "test/pattern_r": 0.2,
-        "test/pattern_r/subj01": 0.2,
         "test/mse": 0.8,
-        "test/mse/subj01": 0.8,
         "test/r2_ceiling": 0.4,
-        "test/r2_ceiling/subj02": 0.4,
     }
 
 
