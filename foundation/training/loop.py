@@ -89,7 +89,7 @@ def save_checkpoint(engine: Engine, course: Course, progress: Progress) -> None:
 
 def train(
     engine: Engine, course: Course, progress: Progress, *, log: Log, stop: Callable[[], bool]
-) -> Literal["finished", "interrupted"]:
+) -> Literal["trained", "interrupted"]:
     """Train from `progress` to the end, or until `stop` says so on any rank; a checkpoint is left in either case.
 
     Raises
@@ -142,7 +142,7 @@ def train(
         log(told, progress.step)
         if progress.step % recipe.checkpoint_every == 0 or last:
             save_checkpoint(engine, course, progress)
-    return "finished"
+    return "trained"
 
 
 def _keep_best(engine: Engine, course: Course, progress: Progress, score: float) -> None:

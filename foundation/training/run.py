@@ -61,7 +61,10 @@ def new_run(recipe: Recipe) -> Path:
 
 
 def describe_run(directory: Path, **entries: Any) -> dict[str, Any]:
-    """Add to a run's ``run.json`` and return it."""
+    """Add to a run's ``run.json`` and return it.
+
+    `status` is running, interrupted, failed, trained (what is left is to score and register) or finished.
+    """
     path = directory / "run.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     if entries:
@@ -131,7 +134,7 @@ def build_model(recipe: Recipe, store: PooledStore, course_images: np.ndarray, s
     return model
 
 
-def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["finished", "interrupted"]:
+def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trained", "interrupted"]:
     """Train as `plan` says, from the newest checkpoint of its directory if there is one."""
     recipe, store = plan.recipe, PooledStore.open(plan.store)
     split = split_of(store)

@@ -77,7 +77,7 @@ def test_one_deepspeed_worker_has_the_local_engines_losses(store, home, zero_sta
     train_run(local, LocalEngine, reporter)
     reporter.flush()
     train_on_ray(remote, ClusterConfig(workers=1, zero_stage=zero_stage))
-    assert describe_run(remote.directory)["status"] == "finished"
+    assert describe_run(remote.directory)["status"] == "trained"
     assert len(losses(local)) == 10
     np.testing.assert_allclose(losses(remote), losses(local), rtol=1e-5)
     ours, theirs = newest_weights(local), newest_weights(remote)
@@ -98,7 +98,7 @@ def test_two_workers_stopped_and_resumed_end_as_if_they_had_not_been(store, home
     assert [p.name for p in checkpoints(stopped.directory)] == ["step-0000000"]
     (stopped.directory / "stop").unlink()
     train_on_ray(stopped, cluster)
-    assert describe_run(stopped.directory)["status"] == "finished"
+    assert describe_run(stopped.directory)["status"] == "trained"
     ours, theirs = newest_weights(whole), newest_weights(stopped)
     for name, weights in ours.items():
         np.testing.assert_allclose(theirs[name], weights, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -345,3 +345,12 @@ def test_a_wrong_setting_is_one_line_and_starts_no_run(call, pretrained, tiny_st
 def test_data_config_names_what_stands_in_for_a_store():
     assert DataConfig().store is None
     assert DataConfig().phantom == "tiny"
+
+
+def test_a_run_killed_before_it_was_scored_is_scored_and_registered_by_resume(call, pretrained, tiny_store):
+    directory = runs_dir() / load_model(find_backbone(pretrained).directory())[1]["run"]
+    describe_run(directory, status="trained")
+    ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), "--resume", directory.name)
+    assert (ended.code, ended.err) == (0, "")
+    assert "registered backbone phantom-tiny/" in " ".join(ended.out.split())
+    assert describe_run(directory)["status"] == "finished"

@@ -81,7 +81,7 @@ def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """An uninterrupted run."""
     directory = tmp_path_factory.mktemp("whole")
     status, told = run_once(tiny_recipe(tiny_store), directory)
-    assert status == "finished"
+    assert status == "trained"
     return directory, told
 
 
@@ -146,7 +146,7 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tiny_store, tmp_path, s
         assert newest is not None
         assert newest.name == f"step-{step:07d}"
     status, told = run_once(recipe, tmp_path)
-    assert status == "finished"
+    assert status == "trained"
     assert min(told.metrics) == max(stops) + 1
     assert_same(whole[0], tmp_path)
     assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").iterdir())
@@ -157,7 +157,7 @@ def test_killed_and_resumed_from_an_older_checkpoint_equals_uninterrupted(whole,
     with pytest.raises(KeyboardInterrupt):
         run_once(tiny_recipe(tiny_store), tmp_path, die_at=(step,))
     status, told = run_once(tiny_recipe(tiny_store), tmp_path)
-    assert status == "finished"
+    assert status == "trained"
     assert min(told.metrics) == 3 * ((step - 1) // 3) + 1  # checkpoints are every 3 steps, after the log
     assert_same(whole[0], tmp_path)
 
@@ -177,7 +177,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_written_anew(whole, tiny
 def test_resuming_a_finished_run_trains_no_further(whole, tiny_store):
     before = result(whole[0])[-1]
     status, told = run_once(tiny_recipe(tiny_store), whole[0])
-    assert status == "finished"
+    assert status == "trained"
     assert told.metrics == {}
     assert result(whole[0])[-1] == before
 
