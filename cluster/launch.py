@@ -4,8 +4,7 @@ import logging
 import math
 import os
 import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +102,8 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     """
     connect(cluster)
     _check_room(cluster)
-    environment = {VARIABLE: str(home())}
+    environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
+    environment[VARIABLE] = str(home())
     setting = Setting(plan=plan, cluster=cluster, environment=environment)
     trainer = TorchTrainer(
         _worker,
@@ -116,18 +116,26 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
         run_config=RunConfig(name=plan.directory.name, storage_path=str(home() / "ray")),
     )
     # Ray installs its own Ctrl-C, which drops the workers at once, unless fit() is called outside the main thread; ours
-    # lets them write a checkpoint first.
-    with ThreadPoolExecutor(max_workers=1) as waiting:
-        fitted = waiting.submit(trainer.fit)
-        with follow(plan.directory) as told:
-            while not fitted.done():
-                time.sleep(0.2)
-                told()
-    error = fitted.exception()
-    if isinstance(error, TrainingFailedError):
-        raise ValueError(f"a worker failed: {_cause(error)}") from error
-    if error is not None:
-        raise error
+    # lets them write a checkpoint first. A daemon, so that a second Ctrl-C needn't wait for it.
+    errors: list[Exception] = []
+    fitting = threading.Thread(target=_fit, args=(trainer, errors), daemon=True)
+    fitting.start()
+    with follow(plan.directory) as told:
+        while fitting.is_alive():
+            fitting.join(0.2)
+            told()
+    if errors and isinstance(errors[0], TrainingFailedError):
+        raise ValueError(f"a worker failed: {_cause(errors[0])}") from errors[0]
+    if errors:
+        raise errors[0]
+
+
+def _fit(trainer: TorchTrainer, errors: list[Exception]) -> None:
+    """Fit, and leave what went wrong in `errors` for the thread that waits."""
+    try:
+        trainer.fit()
+    except Exception as error:  # noqa: BLE001  (raised again by the caller)
+        errors.append(error)
 
 
 def _check_room(cluster: ClusterConfig) -> None:
