@@ -19,7 +19,7 @@ class ClusterConfig:
     zero_stage: Literal[0, 1, 2] = 0
     """DeepSpeed's ZeRO: 0 nothing, 1 optimiser state, 2 and gradients are sharded over the workers."""
     address: str | None = None
-    """Ray cluster to join; local: a new one (default: $RAY_ADDRESS, else one on this machine, else a new one)."""
+    """Ray cluster to join; auto: the one on this machine (default: $RAY_ADDRESS, which a job has, else a new one)."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -20,7 +20,7 @@ from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, set_threads, train_run
 
 NEW = "local"
-"""Ray's own word for the address of a cluster that is yet to be started."""
+"""Ray's own word for the address of a cluster that is yet to be started; ``auto`` is that for one on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class Setting:
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Join the Ray cluster that the settings, ``$RAY_ADDRESS`` or this machine name; start one if there is none.
+    """Join the Ray cluster that the settings or ``$RAY_ADDRESS`` (set in a job) name; else start one for this process.
+
+    One that merely runs on this machine isn't joined: it may be another run's own, and end with it.
 
     Raises
     ------
@@ -43,19 +45,16 @@ def connect(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    named = cluster.address or os.environ.get("RAY_ADDRESS")
-    if named != NEW:
-        if named:
-            _check_answers(named)
-        try:
-            ray.init(address=named or "auto", **options)
-        except ConnectionError as error:
-            if named:
-                raise ValueError(f"no Ray cluster answers at {named}: {error}") from error
-        else:
-            return
-    n_cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
-    ray.init(address=NEW, num_cpus=n_cpus, include_dashboard=False, **options)
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or NEW
+    if address == NEW:
+        n_cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
+        ray.init(address=NEW, num_cpus=n_cpus, include_dashboard=False, **options)
+        return
+    _check_answers(address)
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def _check_answers(address: str) -> None:
