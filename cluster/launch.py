@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -97,7 +98,7 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     Raises
     ------
     ValueError
-        If a worker failed: its message, in one line.
+        If a worker failed (its message, in one line), or Ray itself.
     """
     connect(cluster)
     _check_room(cluster)
@@ -125,6 +126,9 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
             told()
     if errors and isinstance(errors[0], TrainingFailedError):
         raise ValueError(f"a worker failed: {_cause(errors[0])}") from errors[0]
+    if errors and isinstance(errors[0], RayError):
+        first_line = str(errors[0]).strip().splitlines()[0]
+        raise ValueError(f"Ray lost the run ({first_line}); --resume goes on from its last checkpoint") from errors[0]
     if errors:
         raise errors[0]
 
