@@ -53,7 +53,7 @@ class Adapt:
 def adapt(command: Adapt) -> None:
     """Run the command."""
     begin(command.session)
-    console = Console()
+    console = Console(soft_wrap=True)
     backbone = find_backbone(command.backbone)
     model, made_from = load_model(backbone.directory())
     where = command.store or made_from["store"]

@@ -141,7 +141,7 @@ def train_here(plan: Plan, tracked: TrackedRun) -> None:
 def pretrain(command: Pretrain) -> None:
     """Run the command."""
     begin(command.session)
-    console = Console()
+    console = Console(soft_wrap=True)
     recipe = command.resolved()
     where = recipe.data.store or embedded_phantom(recipe.data.phantom, tell=console.print)
     store = PooledStore.open(where)
@@ -155,12 +155,14 @@ def pretrain(command: Pretrain) -> None:
     )
     plan = Plan(recipe=recipe, store=where, directory=directory, tracking_uri=tracked.uri, tracking_run=tracked.id)
     try:
-        with stop_file_on_signal(directory):
-            if command.cluster.engine == "local":
+        if command.cluster.engine == "local":
+            with stop_file_on_signal(directory):
                 train_here(plan, tracked)
-            else:
-                from cluster.launch import train_on_ray
+        else:
+            from cluster.launch import connect, train_on_ray
 
+            connect(command.cluster)  # first, since Ray then sets a SIGTERM handler of its own, which ends the process
+            with stop_file_on_signal(directory):
                 train_on_ray(plan, command.cluster)
         if describe_run(directory)["status"] == "interrupted":
             tracked.finish("KILLED")
@@ -224,7 +226,7 @@ def _score_and_register(
     registered = register(recipe.name, tracked, "backbone", kind="backbone", tags=lineage)
     tracked.tag({"backbone": registered.label})
     alias = aliases(registered)[0]
-    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}", soft_wrap=True)
+    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}")
     unseen = [name for name in store.subjects if name not in names and store.subject(name).session is not None]
     if unseen:
         subject = "subj05" if "subj05" in unseen else unseen[0]
