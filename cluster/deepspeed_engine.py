@@ -53,9 +53,14 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
         for group in self._optimiser.param_groups:
             group["lr"] = lr
+        whole = self._norm_of_whole_gradients() if self._stage == 0 else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if whole is None else whole
         return float("nan") if norm is None else float(norm)
+
+    def _norm_of_whole_gradients(self) -> Tensor:
+        """Return the norm where every worker holds the reduced gradients, which DeepSpeed then doesn't tell."""
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Return the means over workers."""

@@ -223,7 +223,8 @@ def _score_and_register(
     keys = ("store", "store_digest", "encoder_digest", "split_digest", "code_version", "step")
     lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
     lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{made_from['validation_voxel_r']:.6f}"}
-    registered = register(recipe.name, tracked, "backbone", kind="backbone", tags=lineage)
+    name = recipe.name if recipe.data.store is None else store.name
+    registered = register(name, tracked, "backbone", kind="backbone", tags=lineage)
     tracked.tag({"backbone": registered.label})
     alias = aliases(registered)[0]
     console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}")

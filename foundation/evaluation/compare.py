@@ -93,6 +93,8 @@ def headline(scores: Scores, system: str = "manybrains") -> dict[str, float]:
         if row.target != "mean" or metric is None or row.value is None:
             continue
         ours = row.system == system
+        if row.system == "ceiling" and metric == "r2_ceiling":  # 1 by definition
+            continue
         if row.roi == "all" and (ours or row.system in ("ridge", "ceiling")):
             values.setdefault(f"test/{metric}" + ("" if ours else f"_{row.system}"), []).append(row.value)
         if ours and metric == "voxel_r":

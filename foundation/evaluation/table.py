@@ -22,7 +22,8 @@ from foundation.evaluation.score import CEILING, FAMILIES, FLOORS, Comparison, R
 LEGEND = (
     "Targets: the mean of an image's repeats; in (), each single trial. Axes: voxel r is the correlation over images, "
     "averaged over voxels; pattern r the correlation over voxels, averaged over images; MSE is one for both. "
-    "r²/c: signed squared voxel r over the noise ceiling, clipped to 0 to 1 (unclipped in the JSON). "
+    "r²/c: signed squared voxel r over the noise ceiling, clipped to 0 to 1 per voxel, so above 0 even for noise "
+    "(unclipped in the JSON). "
     "Δ: interval of the paired difference with the named system (for MSE, negative is better), target mean. "
     "[ ]: 95 % bootstrap interval over images.\n"
     "Floors: zero predicts 0; mean predicts the training images' mean. ceiling: what the measured repeats allow."

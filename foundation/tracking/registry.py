@@ -1,7 +1,8 @@
 """The model registry: backbones and adapters, versioned, with their lineage as tags.
 
-A backbone's registered name is its recipe's; an adapter's is ``<backbone>.<subject>``. The newest version that isn't
-known to be worse than the one before it has the alias ``champion``; one that is, ``candidate``.
+A backbone's registered name is its recipe's, or that of the store it was told to use; an adapter's is
+``<backbone>.<subject>``. The newest version that isn't known to be worse than the one before it has the alias
+``champion``; one that is, ``candidate``.
 """
 
 from collections.abc import Mapping

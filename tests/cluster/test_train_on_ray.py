@@ -60,9 +60,13 @@ def plan_of(recipe: Recipe) -> Plan:
     )
 
 
+def metric(plan: Plan, name: str) -> list[float]:
+    history = client(plan.tracking_uri).get_metric_history(plan.tracking_run, name)
+    return [point.value for point in sorted(history, key=lambda point: point.step)]
+
+
 def losses(plan: Plan) -> list[float]:
-    history = client(plan.tracking_uri).get_metric_history(plan.tracking_run, "train/loss")
-    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+    return metric(plan, "train/loss")
 
 
 def newest_weights(plan: Plan) -> dict[str, np.ndarray]:
@@ -80,6 +84,7 @@ def test_one_deepspeed_worker_has_the_local_engines_losses(store, home, zero_sta
     assert describe_run(remote.directory)["status"] == "trained"
     assert len(losses(local)) == 10
     np.testing.assert_allclose(losses(remote), losses(local), rtol=1e-5)
+    np.testing.assert_allclose(metric(remote, "train/grad_norm"), metric(local, "train/grad_norm"), rtol=1e-4)
     ours, theirs = newest_weights(local), newest_weights(remote)
     assert ours.keys() == theirs.keys()
     for name, weights in ours.items():

@@ -143,11 +143,11 @@ def call(home, shared_home, monkeypatch, capsys) -> Callable[..., Ended]:
 def pretrained(call, tiny_store) -> str:
     """The label of a backbone that `foundation.pretrain` registered; it is trained once."""
     try:
-        return find_backbone("phantom-tiny/1").label
+        return find_backbone("tiny/1").label
     except ValueError:
         ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store))
         assert (ended.code, ended.err) == (0, "")
-        assert "registered backbone phantom-tiny/1 as champion" in " ".join(ended.out.split())
+        assert "registered backbone tiny/1 as champion" in " ".join(ended.out.split())
         assert "next: adapt --subject subj05 --sessions 3" in ended.out
         return find_backbone(None).label
 
@@ -212,7 +212,7 @@ def test_the_registered_backbone_is_the_best_checkpoint_and_names_its_origin(pre
 def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data(call, pretrained, tiny_store):
     ended = call(adapters.cli.main, "--subject", "5", "--sessions", "2", "--seed", "4")
     assert (ended.code, ended.err) == (0, "")
-    adapter = find_backbone("phantom-tiny.subj05")
+    adapter = find_backbone("tiny.subj05")
     wanted = {"backbone": pretrained, "sessions": "2", "seed": "4", "subject": "subj05", "method": "head"}
     assert wanted.items() <= adapter.tags.items()
     assert adapter.tags["store"] == str(tiny_store)
@@ -232,9 +232,9 @@ def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data
 
 
 def test_the_closed_form_alone_can_be_registered_by_name(call, pretrained):
-    ended = call(adapters.cli.main, *"--subject subj05 --sessions 1 --method ridge --backbone phantom-tiny".split())
+    ended = call(adapters.cli.main, *"--subject subj05 --sessions 1 --method ridge --backbone tiny".split())
     assert (ended.code, ended.err) == (0, "")
-    newest = max(versions(), key=lambda label: (label.startswith("phantom-tiny.subj05"), label))
+    newest = max(versions(), key=lambda label: (label.startswith("tiny.subj05"), label))
     assert find_backbone(newest).tags.items() >= {"method": "ridge", "sessions": "1", "kept_epoch": "0"}.items()
 
 
@@ -242,7 +242,7 @@ REFUSED = {
     "an unknown subject": ("--subject 9 --sessions 1", "subject '9' is not in .*; it has subj01, subj02, subj05"),
     "too many sessions": ("--subject 5 --sessions 99", "subj05 has 3 sessions; --sessions 99 must be 1 to 3"),
     "no sessions": ("--subject 5 --sessions 0", "subj05 has 3 sessions; --sessions 0 must be 1 to 3"),
-    "a seen subject": ("--subject 1 --sessions 1", "phantom-tiny/1 was trained on subj01; pass --allow-seen"),
+    "a seen subject": ("--subject 1 --sessions 1", "tiny/1 was trained on subj01; pass --allow-seen"),
     "an unknown backbone": ("--subject 5 --sessions 1 --backbone other", "backbone 'other' is not in the registry"),
     "an absent store": ("--subject 5 --sessions 1 --store {tmp}/none.zarr", "no store at .*none.zarr"),
     "another encoder": (
@@ -270,7 +270,7 @@ def test_what_cannot_be_adapted_is_one_line_and_leaves_no_run_and_no_version(
 def test_a_seen_subject_may_be_adapted_to_if_one_asks_for_it(call, pretrained):
     ended = call(adapters.cli.main, *"--subject 1 --sessions 1 --allow-seen --method ridge".split())
     assert (ended.code, ended.err) == (0, "")
-    assert find_backbone("phantom-tiny.subj01").version == 1
+    assert find_backbone("tiny.subj01").version == 1
 
 
 def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had_been(
@@ -279,7 +279,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     settings = [*SETTINGS, "--store", str(tiny_store), "--seed", "1"]
     whole = call(pretrain.main, *settings)
     assert whole.code == 0
-    expected = find_backbone(max(versions_of("phantom-tiny")))
+    expected = find_backbone(max(versions_of("tiny")))
     tell = Reporter.__call__
 
     def interrupt(self, metrics, step):
@@ -300,7 +300,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     resumed = call(pretrain.main, *settings, "--resume")
     assert (resumed.code, resumed.err) == (0, "")
     assert read(run.info.run_id).info.status == "FINISHED"
-    found = find_backbone(max(versions_of("phantom-tiny")))
+    found = find_backbone(max(versions_of("tiny")))
     assert found.version == expected.version + 1
     assert found.run_id == run.info.run_id
     one, other = (load_model(registered.directory())[0].state_dict() for registered in (found, expected))
@@ -352,5 +352,5 @@ def test_a_run_killed_before_it_was_scored_is_scored_and_registered_by_resume(ca
     describe_run(directory, status="trained")
     ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), "--resume", directory.name)
     assert (ended.code, ended.err) == (0, "")
-    assert "registered backbone phantom-tiny/" in " ".join(ended.out.split())
+    assert "registered backbone tiny/" in " ".join(ended.out.split())
     assert describe_run(directory)["status"] == "finished"
