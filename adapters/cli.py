@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from tyro.conf import arg
 
-from adapters.fit import Fitted, Method, fit_adapter
+from adapters.fit import Fitted, Method, fit_adapter, threads_for
 from data.audit import audit_fit
 from data.command_line import CommonOptions, Session, begin, run
 from data.parcels import parcels
@@ -83,9 +83,18 @@ def adapt(command: Adapt) -> None:
     name = f"adapt-{subject}-{command.sessions}s-{backbone.name}"
     tracked = TrackedRun.start(name, kind="adapt", config=lineage, tags=lineage)
     try:
-        fitted = fit_adapter(
-            model, subject, parcel, tokens, train, validation, method=command.method, seed=command.seed, log=tracked.log
-        )
+        with threads_for(train.responses.size):
+            fitted = fit_adapter(
+                model,
+                subject,
+                parcel,
+                tokens,
+                train,
+                validation,
+                method=command.method,
+                seed=command.seed,
+                log=tracked.log,
+            )
         console.print(_told(fitted, len(train), len(validation)))
         scores = score_subject(
             {"manybrains": model}, measurements, tokens, split, n_sessions=command.sessions, seed=command.seed

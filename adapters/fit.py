@@ -63,6 +63,24 @@ def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> S
     )
 
 
+@contextlib.contextmanager
+def threads_for(n_numbers: int) -> Iterator[None]:
+    """Compute on one thread where there is little to compute: several then cost more than they give.
+
+    On two cores that others used as well, a subject of 400 voxels took 217 s of CPU on two threads and 25 s on one.
+    """
+    if n_numbers > MANY_NUMBERS:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit_adapter(
     model: EncodingModel,
     subject: str,
@@ -80,40 +98,6 @@ def fit_adapter(
 
     The backbone isn't changed. Epoch 0 in `log` is the closed-form start.
     """
-    with _threads_for(train.responses.size):
-        return _fit(model, subject, parcel, tokens, train, validation, method, seed, config, log)
-
-
-@contextlib.contextmanager
-def _threads_for(n_numbers: int) -> Iterator[None]:
-    """Compute on one thread where there is little to compute: several then cost more than they give.
-
-    On two cores that others use as well, a subject of 400 voxels took ten times as long on two threads as on one.
-    """
-    if n_numbers > MANY_NUMBERS:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _fit(
-    model: EncodingModel,
-    subject: str,
-    parcel: Tensor,
-    tokens: TokenReader,
-    train: Samples,
-    validation: Samples,
-    method: Method,
-    seed: int,
-    config: FitConfig,
-    log: Callable[[dict[str, float], int], None],
-) -> Fitted:
     torch.manual_seed(seed)
     model.eval().requires_grad_(False)
     adapter = model.add_subject(subject, parcel)

@@ -34,8 +34,7 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        # On CPUs DeepSpeed would compile an all-reduce in C++ first, which only its inference calls: minutes on a first
-        # run, and a failure where there is no compiler.
+        # On CPUs DeepSpeed would compile an all-reduce in C++ first, which only its inference calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._optimiser = build_optimiser(model, optim)  # DeepSpeed steps it, whole or sharded, by its param_groups
         self._engine, *_ = deepspeed.initialize(
