@@ -171,9 +171,24 @@ def info(store: Positional[Store], /, *, session: CommonOptions = Session()) -> 
         console.print(f"tokens {encoder}: depths {tokens.depths}, {patch} patches, width {width}, {tokens.digest[:19]}")
 
 
+def migrate(store: Positional[Store], /, *, session: CommonOptions = Session()) -> None:
+    """Bring a store of an older format to the current one, in place.
+
+    Args:
+        store: the store.
+        session: common options.
+    """
+    begin(session)
+    from data.migrate import migrate as bring_up_to_date
+
+    console = Console(soft_wrap=True)
+    bring_up_to_date(store, tell=console.print)
+    console.print(f"{store} has the current format")
+
+
 def main() -> None:
     """Run the command line."""
-    commands = {"phantom": phantom, "import": import_, "features": features, "info": info}
+    commands = {"phantom": phantom, "import": import_, "features": features, "info": info, "migrate": migrate}
     run(commands, program="python -m data", description=__doc__)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data.encoders import Encoder
-from data.store import PooledStore, TokenBatch
+from data.store import PooledStore
+from data.tokens import NamedTokens
 
 BATCH = 32
 
@@ -26,7 +27,8 @@ def compute_features(
 ) -> str:
     """Encode the images that have no tokens of `encoder` yet; return the name under which they are kept.
 
-    `progress` is called with the number of images just done. An interrupted run loses the block it was in.
+    `progress` is called with the number of images just done. An interrupted run loses the
+    shard that it was filling.
 
     Raises
     ------
@@ -37,18 +39,19 @@ def compute_features(
     name = name or encoder.name
     store.begin_tokens(name, encoder.spec())
 
-    def batches(block: str) -> Iterator[TokenBatch]:
-        for _, first, pixels in store.pixels(batch=BATCH, block=block):
-            tokens = encoder.encode(pixels)
+    def batches(block: str) -> Iterator[NamedTokens]:
+        done = store.tokens_written(name, block)
+        for _, first, pixels in store.pixels(batch=BATCH, block=block, start=done):
+            tokens = encoder.encode(pixels).named()
             with np.errstate(over="ignore"):
-                cls, patch = tokens.cls.astype(np.float16), tokens.patch.astype(np.float16)
-            if not (np.isfinite(cls).all() and np.isfinite(patch).all()):
+                halved = {key: values.astype(np.float16) for key, values in tokens.items()}
+            if not all(np.isfinite(values).all() for values in halved.values()):
                 raise ValueError(
                     f"{name!r} gives tokens that half precision can't hold, within images {first} to "
                     f"{first + len(pixels) - 1} of block {block}; choose other depths or another encoder"
                 )
             progress(len(pixels))
-            yield cls, patch
+            yield halved
 
     for block in store.missing_tokens(name):
         store.write_tokens(name, block, batches(block))

@@ -1,35 +1,20 @@
-"""What a pooled store holds: the records that go in, and the layout on disk (format 1).
+"""The records that go into a pooled store and come out of it; ``docs/store-format.md`` has their layout on disk.
 
-::
-
-    STORE/                              attrs: format, format_version, name, provenance
-      images/<block>/                   attrs: complete, digest, role_names
-        id      uint8  (image, byte)    UTF-8, zero-padded: the data set's own id, else ``sha256:`` of the pixels
-        role    uint8  (image,)         index into role_names: the split that the data set itself prescribes
-        pixels  uint8  (image, height, width, 3)   optional
-      features/<encoder>/               attrs: spec, digest
-        <block>/                        attrs: complete
-          cls   float16 (image, depth, width)
-          patch float16 (image, depth, patch, width)
-      subjects/<subject>/               attrs: complete, digest, scale, unit, provenance, upstream_preprocessing
-        responses  native dtype (trial, voxel)     times `scale` gives `unit`
-        trials/image, session, run, repeat, n_averaged, time_s    (trial,)
-        voxels/coordinates float32 (voxel, 3) mm
-        rois/<family> int16 (voxel,)    attrs: names {label: name}; 0 is "none"
-
-An image's row is global: blocks in the order of their names, each block's images in order. Appending a subject or a
-block never touches what is there. A group without ``complete`` is the remains of an interrupted write and is ignored.
+`SubjectSource` is what an importer hands over: tables at hand, responses and pictures still where they were, read when
+they are written. `SubjectData` is the same with everything in memory.
 """
 
 import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int16, Int32, Shaped, UInt8
+from jaxtyping import Float32, Float64, Int8, Int16, Int32, Shaped, UInt8
 
 FORMAT = "manybrains-store"
 FORMAT_VERSION = 1
@@ -87,15 +72,102 @@ class Rois:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageBlock:
-    """Images that come into a store together."""
+class Volume:
+    """Where voxels lie in a volume: `index` (i, j, k) into `shape`; `affine` takes it to mm."""
+
+    shape: tuple[int, int, int]
+    affine: Float64[np.ndarray, "4 4"]
+    index: Int32[np.ndarray, "voxel 3"]
+
+    def coordinates(self) -> Float32[np.ndarray, "voxel 3"]:
+        """Return the voxels' positions in mm."""
+        return (self.index @ self.affine[:3, :3].T + self.affine[:3, 3]).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """Where voxels lie on a pair of surfaces: `hemisphere` (0 left, 1 right) and `vertex` in `space`."""
+
+    space: str
+    n_vertices: tuple[int, int]
+    hemisphere: Int8[np.ndarray, " voxel"]
+    vertex: Int32[np.ndarray, " voxel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelTable:
+    """What is known of a subject's voxels beside their responses.
+
+    `reliability` holds maps that a data set publishes, such as NSD's ``ncsnr``. They were computed from all trials,
+    test trials too, so they may mask or report, never weigh a loss or choose anything (protocol rule 5).
+    """
+
+    n_voxels: int
+    coordinates: Float32[np.ndarray, "voxel 3"] | None = None
+    place: Volume | Surface | None = None
+    rois: dict[str, Rois] = field(default_factory=dict)
+    reliability: dict[str, Float32[np.ndarray, " voxel"]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError where the table contradicts itself."""
+        n = self.n_voxels
+        for family, rois in self.rois.items():
+            check_name(family, "ROI family")
+            if len(rois.labels) != n:
+                raise ValueError(f"{n} voxels but {len(rois.labels)} labels of {family!r}")
+            if missing := set(np.unique(rois.labels).tolist()) - set(rois.names) - {0}:
+                raise ValueError(f"label {min(missing)} of {family!r} has no name")
+        for name, values in self.reliability.items():
+            check_name(name, "reliability map")
+            if len(values) != n:
+                raise ValueError(f"{n} voxels but {len(values)} values of the reliability map {name!r}")
+        if self.coordinates is not None:
+            if self.coordinates.shape != (n, 3):
+                raise ValueError(f"coordinates must be ({n}, 3), got {self.coordinates.shape}")
+            if not np.isfinite(self.coordinates).all():
+                raise ValueError("coordinates must be finite; leave them out where they are unknown")
+        if isinstance(self.place, Volume):
+            index, shape = self.place.index, np.array(self.place.shape)
+            if index.shape != (n, 3) or (index < 0).any() or (index >= shape).any():
+                raise ValueError(f"{n} voxels need an index each within the volume {self.place.shape}")
+            if len(np.unique(index, axis=0)) < n:
+                raise ValueError("two voxels have the same index in the volume")
+        if isinstance(self.place, Surface):
+            side, vertex = self.place.hemisphere, self.place.vertex
+            if len(side) != n or len(vertex) != n or not np.isin(side, (0, 1)).all():
+                raise ValueError(f"{n} voxels need a hemisphere (0 left, 1 right) and a vertex each")
+            if (vertex < 0).any() or (vertex >= np.array(self.place.n_vertices)[side]).any():
+                raise ValueError(f"a vertex is outside the {self.place.n_vertices} vertices of {self.place.space}")
+
+    def digest(self) -> str:
+        """Return the digest of places and labels; published reliability doesn't enter: nothing is fitted on it."""
+        parts: list[np.ndarray | str] = [str(self.n_voxels)]
+        if self.coordinates is not None:
+            parts += ["coordinates", self.coordinates]
+        if isinstance(self.place, Volume):
+            parts += ["volume", str(tuple(self.place.shape)), self.place.affine, self.place.index]
+        if isinstance(self.place, Surface):
+            parts += ["surface", self.place.space, str(tuple(self.place.n_vertices))]
+            parts += [self.place.hemisphere, self.place.vertex]
+        for name in sorted(self.rois):
+            parts += [name, self.rois[name].labels, json_digest(self.rois[name].names)]
+        return digest_of(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Images that a subject saw, each once; `read` gives the pictures of the images at some places of the list.
+
+    `shape` is the pictures' height and width; without `read` only identities are kept, and nothing can be encoded.
+    """
 
     ids: list[str]
     roles: list[str]
-    pixels: UInt8[np.ndarray, "image height width 3"] | None = None
+    shape: tuple[int, int] | None = None
+    read: Callable[[np.ndarray], UInt8[np.ndarray, "image height width 3"]] | None = None
 
     def check(self) -> None:
-        """Raise ValueError where the block contradicts itself."""
+        """Raise ValueError where the list contradicts itself."""
         n = len(self.ids)
         if n == 0:
             raise ValueError("an image block needs at least one image")
@@ -104,19 +176,164 @@ class ImageBlock:
             raise ValueError(f"image id {identity!r} occurs {times} times in the block; identical images are one image")
         if unfit := [i for i in self.ids if not i or not i.isprintable()]:
             raise ValueError(f"image id {unfit[0]!r} must be printable text of at least one character")
-        n_pixels = n if self.pixels is None else len(self.pixels)
-        if len(self.roles) != n or n_pixels != n:
-            raise ValueError(f"{n} image ids need as many roles and pictures, got {len(self.roles)} and {n_pixels}")
+        if len(self.roles) != n:
+            raise ValueError(f"{n} image ids need as many roles and pictures, got {len(self.roles)} roles")
         if unknown := set(self.roles) - set(ROLES):
             raise ValueError(f"image role {sorted(unknown)[0]!r} is unknown; it must be one of {ROLES}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectData:
-    """Everything measured from one subject, raw: `responses` times `scale` is in `unit`.
+class ImageBlock:
+    """Images that come into a store together, their pictures in memory."""
 
-    `n_averaged` counts the repeats that a row is already the mean of (1 for single trials; more than 1 only in data
-    that came averaged, which `upstream_preprocessing` then names).
+    ids: list[str]
+    roles: list[str]
+    pixels: UInt8[np.ndarray, "image height width 3"] | None = None
+
+    def source(self) -> ImageSource:
+        """Return the block as a source."""
+        if self.pixels is None:
+            return ImageSource(ids=self.ids, roles=self.roles)
+        if len(self.pixels) != len(self.ids):
+            raise ValueError(
+                f"{len(self.ids)} image ids need as many roles and pictures, got {len(self.pixels)} pictures"
+            )
+        height, width = self.pixels.shape[1:3]
+        return ImageSource(ids=self.ids, roles=self.roles, shape=(height, width), read=self.pixels.__getitem__)
+
+    def check(self) -> None:
+        """Raise ValueError where the block contradicts itself."""
+        self.source().check()
+
+
+TRIAL_COLUMNS: dict[str, type[np.generic]] = {
+    "image": np.int32,
+    "session": np.int16,
+    "run": np.int16,
+    "repeat": np.int8,
+    "n_averaged": np.float32,
+    "time_s": np.float32,
+}
+"""Columns of the trial table and their types; all but `image` may be missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSource:
+    """One session: its trial table, and its responses still on disk.
+
+    `columns` are those of `TRIAL_COLUMNS` but `session`; `image` counts the subject's `ImageSource`. `session` is None
+    where a data set has no sessions: then there is one source with all trials. `read` yields the responses in blocks of
+    successive trials, in the subject's dtype.
+    """
+
+    session: int | None
+    columns: dict[str, np.ndarray]
+    read: Callable[[], Iterator[Shaped[np.ndarray, "trial voxel"]]]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the session in a store."""
+        return "all" if self.session is None else f"{self.session:04d}"
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials."""
+        return len(self.columns["image"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectSource:
+    """One subject as an importer finds it: responses times `scale` are in `unit`, sessions in the order of scanning.
+
+    `n_averaged` (a trial column) counts the repeats that a row is already the mean of: 1 for single trials, more only
+    in data that came averaged, which `upstream_preprocessing` then names.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    voxels: VoxelTable
+    images: ImageSource
+    sessions: tuple[SessionSource, ...]
+    scale: float = 1.0
+    unit: str = "a.u."
+    upstream_preprocessing: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials over all sessions."""
+        return sum(session.n_trials for session in self.sessions)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the responses in memory."""
+        return self.n_trials * self.voxels.n_voxels * self.dtype.itemsize
+
+    def head_digest(self) -> str:
+        """Return the digest of everything but the sessions."""
+        return digest_of(
+            self.name, repr(self.scale), self.unit, self.upstream_preprocessing or "", self.voxels.digest()
+        )
+
+    def check(self) -> None:
+        """Raise ValueError where the record contradicts itself; responses are checked when they are read."""
+        check_name(self.name, "subject")
+        if "." in self.name:  # it names a module of the model too, and torch separates those by dots
+            raise ValueError(f"subject {self.name!r} must not contain a dot; write {self.name.replace('.', '-')!r}")
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def _check(self) -> None:
+        if self.n_trials == 0 or self.voxels.n_voxels == 0:
+            raise ValueError(f"responses are empty, shape ({self.n_trials}, {self.voxels.n_voxels})")
+        if self.dtype.kind not in "if":
+            raise ValueError(f"responses must be integers or floats, got {self.dtype}")
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
+        self.voxels.check()
+        self.images.check()
+        numbers = [session.session for session in self.sessions]
+        if None in numbers and len(numbers) > 1:
+            raise ValueError("either every session has a number or there is one source without")
+        counted = [number for number in numbers if number is not None]
+        if counted != sorted(set(counted)):
+            raise ValueError(f"sessions must be given once each, in the order of scanning, got {counted}")
+        if counted and not 1 <= counted[0] <= counted[-1] <= 9999:
+            raise ValueError(f"sessions count from 1, got {counted[0] if counted[0] < 1 else counted[-1]}")
+        for session in self.sessions:
+            self._check_columns(session)
+
+    def _check_columns(self, session: SessionSource) -> None:
+        n_images = len(self.images.ids)
+        if unknown := set(session.columns) - set(TRIAL_COLUMNS) | ({"session"} & set(session.columns)):
+            raise ValueError(f"{sorted(unknown)[0]!r} is no column of a trial table; there are {list(TRIAL_COLUMNS)}")
+        if set(session.columns) != set(self.sessions[0].columns):
+            raise ValueError(
+                f"session {session.session} has other trial columns than session {self.sessions[0].session}"
+            )
+        for name, column in session.columns.items():
+            if len(column) != session.n_trials:
+                raise ValueError(f"{session.n_trials} trials but {len(column)} values of {name!r}")
+        image = session.columns["image"]
+        if len(image) and (image.min() < 0 or image.max() >= n_images):
+            bad = int(image.min() if image.min() < 0 else image.max())
+            raise ValueError(f"image row {bad} is outside the {n_images} images")
+        averaged = session.columns.get("n_averaged")
+        if averaged is not None:
+            if not (np.isfinite(averaged) & (averaged > 0)).all():
+                raise ValueError("n_averaged must be positive in every trial (1 for a single trial)")
+            if (averaged > 1).any() and not self.upstream_preprocessing:
+                raise ValueError("rows are averages (n_averaged), so upstream_preprocessing must say how")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectData:
+    """Everything measured from one subject, raw and in memory; `image` has rows of the store that it will go into.
+
+    A store keeps trials in the order of sessions, and within a session in the order given.
     """
 
     name: str
@@ -130,62 +347,91 @@ class SubjectData:
     n_averaged: Float32[np.ndarray, " trial"] | None = None
     time_s: Float32[np.ndarray, " trial"] | None = None
     coordinates: Float32[np.ndarray, "voxel 3"] | None = None
+    place: Volume | Surface | None = None
     rois: dict[str, Rois] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     upstream_preprocessing: str | None = None
 
     def trial_columns(self) -> dict[str, np.ndarray]:
         """Return the columns of the trial table that are there."""
-        named = {"image": self.image, "session": self.session, "run": self.run, "repeat": self.repeat}
-        named |= {"n_averaged": self.n_averaged, "time_s": self.time_s}
-        return {name: column for name, column in named.items() if column is not None}
+        return {name: column for name in TRIAL_COLUMNS if (column := getattr(self, name)) is not None}
 
     def check(self, *, n_images: int) -> None:
-        """Raise ValueError where the record contradicts itself or names an image that the store doesn't have."""
-        check_name(self.name, "subject")
-        if "." in self.name:  # it names a module of the model too, and torch separates those by dots
-            raise ValueError(f"subject {self.name!r} must not contain a dot; write {self.name.replace('.', '-')!r}")
-        n_trials, n_voxels = self.responses.shape
-        if n_trials == 0 or n_voxels == 0:
-            raise ValueError(f"{self.name}: responses are empty, shape {self.responses.shape}")
-        if self.responses.dtype.kind not in "if":
-            raise ValueError(f"{self.name}: responses must be integers or floats, got {self.responses.dtype}")
-        if self.responses.dtype.kind == "f" and not np.isfinite(self.responses).all():
-            trial, voxel = np.argwhere(~np.isfinite(self.responses))[0]
-            raise ValueError(f"{self.name}: response of trial {trial}, voxel {voxel} is not finite; drop or mask it")
+        """Raise ValueError where the record contradicts itself or names an image that isn't among `n_images`."""
+        if self.responses.ndim != 2:
+            raise ValueError(f"{self.name}: responses must be (trial, voxel), got shape {self.responses.shape}")
         for name, column in self.trial_columns().items():
-            if len(column) != n_trials:
-                raise ValueError(f"{self.name}: {n_trials} trials but {len(column)} values of {name!r}")
-        if self.image.min() < 0 or self.image.max() >= n_images:
+            if len(column) != len(self.responses):
+                raise ValueError(f"{self.name}: {len(self.responses)} trials but {len(column)} values of {name!r}")
+        if len(self.image) and (self.image.min() < 0 or self.image.max() >= n_images):
             bad = int(self.image.min() if self.image.min() < 0 else self.image.max())
             raise ValueError(f"{self.name}: image row {bad} is outside the store's {n_images} images")
-        if self.session is not None and self.session.min() < 1:
-            raise ValueError(f"{self.name}: sessions count from 1, got {int(self.session.min())}")
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"{self.name}: scale must be a positive number, got {self.scale}")
-        if self.n_averaged is not None:
-            if not (np.isfinite(self.n_averaged) & (self.n_averaged > 0)).all():
-                raise ValueError(f"{self.name}: n_averaged must be positive in every trial (1 for a single trial)")
-            if (self.n_averaged > 1).any() and not self.upstream_preprocessing:
-                raise ValueError(f"{self.name}: rows are averages (n_averaged), so upstream_preprocessing must say how")
-        for family, rois in self.rois.items():
-            check_name(family, "ROI family")
-            if len(rois.labels) != n_voxels:
-                raise ValueError(f"{self.name}: {n_voxels} voxels but {len(rois.labels)} labels of {family!r}")
-            if missing := set(np.unique(rois.labels).tolist()) - set(rois.names) - {0}:
-                raise ValueError(f"{self.name}: label {min(missing)} of {family!r} has no name")
-        if self.coordinates is not None:
-            if self.coordinates.shape != (n_voxels, 3):
-                raise ValueError(f"{self.name}: coordinates must be ({n_voxels}, 3), got {self.coordinates.shape}")
-            if not np.isfinite(self.coordinates).all():
-                raise ValueError(f"{self.name}: coordinates must be finite; leave them out where they are unknown")
+        self.source([f"{row}" for row in range(n_images)]).check()
+        check_finite(self.name, self.responses)
+
+    def source(self, image_ids: list[str]) -> SubjectSource:
+        """Return the record as a source, its images known by `image_ids`, one per row of the store."""
+        shown, image = np.unique(self.image, return_inverse=True)
+        numbers = np.zeros(len(image), np.int16) if self.session is None else self.session
+
+        def session(number: int) -> SessionSource:
+            rows = np.flatnonzero(numbers == number)
+            columns = {name: column[rows] for name, column in self.trial_columns().items() if name != "session"}
+            return SessionSource(
+                session=None if self.session is None else number,
+                columns=columns | {"image": image[rows].astype(np.int32)},
+                read=lambda: iter([self.responses[rows]]),
+            )
+
+        return SubjectSource(
+            name=self.name,
+            dtype=self.responses.dtype,
+            voxels=VoxelTable(
+                n_voxels=self.responses.shape[1], coordinates=self.coordinates, place=self.place, rois=self.rois
+            ),
+            images=ImageSource(ids=[image_ids[row] for row in shown], roles=[""] * len(shown)),
+            sessions=tuple(session(int(number)) for number in np.unique(numbers)),
+            scale=self.scale,
+            unit=self.unit,
+            upstream_preprocessing=self.upstream_preprocessing,
+            provenance=self.provenance,
+        )
 
     def digest(self, image_ids: list[str]) -> str:
         """Return the digest of content; images enter by identity, so it doesn't depend on their rows in a store."""
-        shown = digest_of("\n".join(image_ids[row] for row in self.image))
-        columns = [part for name, col in self.trial_columns().items() if name != "image" for part in (name, col)]
-        rois = [
-            p for name in sorted(self.rois) for p in (name, self.rois[name].labels, json_digest(self.rois[name].names))
-        ]
-        place = [] if self.coordinates is None else [self.coordinates]
-        return digest_of(self.name, repr(self.scale), self.unit, self.responses, shown, *columns, *place, *rois)
+        source = self.source(image_ids)
+        return subject_digest(
+            source.head_digest(), {s.key: session_digest(source, s, s.read()) for s in source.sessions}
+        )
+
+
+def check_finite(name: str, responses: Shaped[np.ndarray, "trial voxel"], *, first_trial: int = 0) -> None:
+    """Raise ValueError where a response is not finite."""
+    if responses.dtype.kind == "f" and not np.isfinite(responses).all():
+        trial, voxel = np.argwhere(~np.isfinite(responses))[0]
+        raise ValueError(
+            f"{name}: response of trial {first_trial + trial}, voxel {voxel} is not finite; drop or mask it"
+        )
+
+
+def session_digest(
+    source: SubjectSource, session: SessionSource, blocks: Iterator[Shaped[np.ndarray, "trial voxel"]]
+) -> str:
+    """Return the digest of a session's content: trial table, images by identity, responses as they come in `blocks`."""
+    sha = hashlib.sha256()
+    sha.update(f"{source.dtype.str}({session.n_trials}, {source.voxels.n_voxels})".encode())
+    for block in blocks:
+        sha.update(np.ascontiguousarray(block).data)
+    shown = "\n".join(source.images.ids[row] for row in session.columns["image"])
+    columns = [
+        p
+        for name in TRIAL_COLUMNS
+        if name != "image" and name in session.columns
+        for p in (name, session.columns[name])
+    ]
+    return digest_of(sha.hexdigest(), session.key, shown, *columns)
+
+
+def subject_digest(head: str, sessions: dict[str, str]) -> str:
+    """Return a subject's digest from those of its head and of its sessions, by key, whenever they came."""
+    return digest_of(head, *(part for key in sorted(sessions) for part in (key, sessions[key])))

@@ -75,7 +75,8 @@ def make_tiny_store(
     cls = rng.standard_normal((len(roles), len(DEPTHS), WIDTH)).astype(np.float16)
     patch = rng.standard_normal((len(roles), len(DEPTHS), PATCHES, WIDTH)).astype(np.float16)
     store.begin_tokens(ENCODER, spec)
-    store.write_tokens(ENCODER, "0000", iter([(cls[:40], patch[:40]), (cls[40:], patch[40:])]))
+    parts = (slice(0, 40), slice(40, None))
+    store.write_tokens(ENCODER, "0000", [{"cls": cls[part], "patch": patch[part]} for part in parts])
     seen = np.column_stack([cls[:, -1], patch.mean(2)[:, 0]]).astype(np.float64)
     for name, n_voxels in N_VOXELS.items():
         image, session = design(rng)

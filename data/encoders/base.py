@@ -9,10 +9,19 @@ from jaxtyping import Float, UInt8
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Tokens of a batch of images; patches are row-major over the encoder's grid, depths shallow to deep."""
+    """Tokens of a batch of images; patches are row-major over the encoder's grid, depths shallow to deep.
 
-    cls: Float[np.ndarray, "image depth width"]
+    The token of the whole image is `cls`, or `pooled` from a model without a CLS token that pools by a head of its own.
+    """
+
     patch: Float[np.ndarray, "image depth patch width"]
+    cls: Float[np.ndarray, "image depth width"] | None = None
+    pooled: Float[np.ndarray, "image depth width"] | None = None
+    register: Float[np.ndarray, "image depth register width"] | None = None
+
+    def named(self) -> dict[str, np.ndarray]:
+        """Return the arrays that are there, by name."""
+        return {name: values for name, values in vars(self).items() if values is not None}
 
 
 @runtime_checkable

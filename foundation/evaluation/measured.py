@@ -37,7 +37,7 @@ def measured_test(
     notes = (
         () if subject.upstream_preprocessing is None else (f"upstream preprocessing: {subject.upstream_preprocessing}",)
     )
-    if "sessions" in subject.attrs["provenance"]:
+    if "sessions" in subject.provenance:
         notes += (f"sessions: {subject.attrs['provenance']['sessions']}",)
     measured = Measured(
         subject=subject.name,

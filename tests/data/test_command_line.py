@@ -124,7 +124,7 @@ def test_a_check_reports_and_writes_nothing(call, source, tmp_path):
         (("info",), 2, "STORE"),
         (("info", "{tmp}/s.zarr", "--verbose"), 2, "--verbose"),
         (("explode",), 2, "explode"),
-        ((), 2, "Missing subcommand Expected one of {phantom, import, features, info}."),
+        ((), 2, "Missing subcommand Expected one of {phantom, import, features, info"),
         (("features", "{tmp}/s.zarr", "--encoder", "gabor", "--depths", "deep"), 2, "deep"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -152,7 +152,7 @@ def test_blocks_of_images_stand_in_for_sessions(source, size, expected):
     describe(source, blocks_of=size)
     subject = imported(source).subject("A")
     np.testing.assert_array_equal(np.unique(subject.session, return_counts=True)[1], expected)
-    assert f"successive blocks of {size} images, not scan sessions" in subject.attrs["provenance"]["sessions"]
+    assert f"successive blocks of {size} images, not scan sessions" in subject.provenance["sessions"]
 
 
 def test_averaged_data_say_so(source):

@@ -19,7 +19,7 @@ def loaded(store):
     cls = np.broadcast_to(rows[:, None, None], (N_IMAGES, depth, width))
     patches = np.broadcast_to(-rows[:, None, None, None], (N_IMAGES, *SHAPE))
     store.begin_tokens("enc", {"depths": [1, 2]})
-    store.write_tokens("enc", "0000", iter([(cls, patches)]))
+    store.write_tokens("enc", "0000", [{"cls": cls, "patch": patches}])
     split = split_of(store)
     return store.tokens("enc"), {name: samples(store.subject(name), split, "train") for name in store.subjects}
 

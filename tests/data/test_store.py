@@ -1,7 +1,11 @@
 """The pooled store: what goes in comes out, writes are whole or not at all, and appending touches nothing else."""
 
+import contextlib
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +13,19 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.storage import LocalStore
 
-import data.store
-from data.schema import ImageBlock, Rois, check_name
+import data.zarr_arrays
+from data.schema import (
+    ImageBlock,
+    Rois,
+    SessionSource,
+    SubjectSource,
+    Surface,
+    Volume,
+    VoxelTable,
+    check_name,
+)
 from data.store import PooledStore
 
 
@@ -24,7 +38,7 @@ def token_batches(n: int, *, depth: int = 2, patch: int = 4, width: int = 3, siz
     rng = np.random.default_rng(seed)
     cls = rng.normal(size=(n, depth, width)).astype(np.float16)
     patches = rng.normal(size=(n, depth, patch, width)).astype(np.float16)
-    batches = ((cls[k : k + size], patches[k : k + size]) for k in range(0, n, size))
+    batches = ({"cls": cls[k : k + size], "patch": patches[k : k + size]} for k in range(0, n, size))
     return cls, patches, batches
 
 
@@ -186,7 +200,6 @@ def test_the_same_subject_twice_is_refused(store, make_subject):
         ({"scale": 0.0}, "scale must be a positive number"),
         ({"n_averaged": np.array([1, 0], np.float32)}, "n_averaged must be positive"),
         ({"n_averaged": np.array([3, 3], np.float32)}, "upstream_preprocessing must say how"),
-        ({"coordinates": np.zeros((5, 2), np.float32)}, r"coordinates must be \(5, 3\), got \(5, 2\)"),
         ({"coordinates": np.full((5, 3), np.nan, np.float32)}, "coordinates must be finite"),
         ({"rois": {"v": Rois(labels=np.zeros(4, np.int16), names={})}}, "5 voxels but 4 labels of 'v'"),
         ({"rois": {"v": Rois(labels=np.full(5, 2, np.int16), names={1: "a"})}}, "label 2 of 'v' has no name"),
@@ -246,27 +259,228 @@ def test_a_subjects_digest_sees_all_of_its_content(make_subject):
     assert len({variant.digest(ids) for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("at", ["responses", "image", "session", "coordinates"])
-def test_an_interrupted_subject_is_invisible_and_can_be_written_again(store, make_subject, monkeypatch, at):
+@pytest.fixture
+def dying_after(monkeypatch):
+    """Make the n-th write of a file fail, as a kill between two writes would."""
+
+    @contextlib.contextmanager
+    def after(n: int):
+        left = itertools.count(n, -1)
+
+        def dying(write):
+            async def write_or_die(self, key, value):
+                if next(left) <= 0:
+                    raise Stop
+                await write(self, key, value)
+
+            return write_or_die
+
+        with monkeypatch.context() as patch:
+            for name in ("set", "set_if_not_exists"):
+                patch.setattr(LocalStore, name, dying(getattr(LocalStore, name)))
+            yield
+
+    return after
+
+
+def stops_of(dying_after, write) -> Iterator[int]:
+    """Interrupt `write` at each of its writes in turn; the last time it gets through."""
+    for n in itertools.count():
+        with dying_after(n):
+            try:
+                write()
+            except Stop:
+                yield n
+            else:
+                return
+
+
+def test_an_interrupted_subject_is_invisible_and_can_be_written_again(store, make_subject, dying_after):
     record = make_subject("subj03", [0, 1, 2], session=np.ones(3, np.int16), coordinates=np.zeros((5, 3), np.float32))
-    put = data.store._put
+    n_stops = 0
+    for _ in stops_of(dying_after, lambda: store.add_subject(record)):
+        n_stops += 1
+        assert PooledStore.open(store.path).subjects == ["subj01", "subj02"]
+    assert n_stops > 8
+    assert PooledStore.open(store.path).subject("subj03").digest == record.digest(store.image_ids())
 
-    def dying_put(group, name, values):
-        if name == at:
-            raise Stop
-        put(group, name, values)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(data.store, "_put", dying_put)
-        with pytest.raises(Stop):
-            store.add_subject(record)
-    assert PooledStore.open(store.path).subjects == ["subj01", "subj02"]
-    bare = make_subject("subj03", [2, 1])  # another record, so that remains would show
+def test_what_an_interrupted_write_left_gives_way_to_another_record(store, make_subject, dying_after):
+    record = make_subject("subj03", [0, 1, 2], session=np.ones(3, np.int16), coordinates=np.zeros((5, 3), np.float32))
+    with dying_after(9), pytest.raises(Stop):
+        store.add_subject(record)
+    bare = make_subject("subj03", [2, 1])
     store.add_subject(bare)
     subject = PooledStore.open(store.path).subject("subj03")
     np.testing.assert_array_equal(subject.responses(), bare.responses)
     assert subject.session is None
     assert subject.coordinates is None
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_source():
+    """A subject of three sessions of four trials with pictures, as an importer hands it over."""
+
+    def make(sessions: Sequence[int] = (1, 2, 3), *, name: str = "subj09", n_voxels: int = 5) -> SubjectSource:
+        def of(number: int) -> SessionSource:
+            rng = np.random.default_rng(number)
+            responses = rng.integers(-999, 999, (4, n_voxels), dtype=np.int16)
+            image = (np.arange(4, dtype=np.int32) + number) % 6
+            columns = {"image": image, "run": np.ones(4, np.int16)}
+            return SessionSource(session=number, columns=columns, read=lambda: iter([responses[:1], responses[1:]]))
+
+        pixels = np.random.default_rng(9).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+        return SubjectSource(
+            name=name,
+            dtype=np.dtype(np.int16),
+            scale=1 / 300,
+            voxels=VoxelTable(n_voxels=n_voxels),
+            images=ImageBlock(ids=[f"pic-{k}" for k in range(6)], roles=["train"] * 6, pixels=pixels).source(),
+            sessions=tuple(of(number) for number in sessions),
+        )
+
+    return make
+
+
+def test_sessions_appended_later_give_the_digest_of_one_import_and_touch_no_file(tmp_path, make_source):
+    at_once = PooledStore.create(tmp_path / "once.zarr", name="once")
+    at_once.write_subject(make_source())
+    bit_by_bit = PooledStore.create(tmp_path / "bits.zarr", name="bits")
+    for sessions, new in (((1,), [1]), ((1, 2), [2]), ((1, 2), []), ((2, 3), [3])):
+        before = bytes_of(tmp_path / "bits.zarr")
+        written = bit_by_bit.write_subject(make_source(sessions))
+        assert [s.session for s in written] == new
+        after = bytes_of(tmp_path / "bits.zarr")
+        if bit_by_bit.subject("subj09").parts.keys() != {"0000"}:
+            assert before.items() <= after.items()
+    one, other = at_once.subject("subj09"), PooledStore.open(bit_by_bit.path).subject("subj09")
+    assert one.digest == other.digest
+    np.testing.assert_array_equal(one.responses(), other.responses())
+    np.testing.assert_array_equal(one.session, np.repeat([1, 2, 3], 4))
+    np.testing.assert_array_equal(other.session, one.session)
+    np.testing.assert_array_equal(other.trial_column("image"), one.trial_column("image"))
+
+
+def test_sessions_stand_in_the_order_of_scanning_whenever_they_came(tmp_path, make_source):
+    store = PooledStore.create(tmp_path / "s.zarr", name="s")
+    store.write_subject(make_source((3,)))
+    store.write_subject(make_source((1, 2)))
+    other = PooledStore.create(tmp_path / "other.zarr", name="s")
+    other.write_subject(make_source())
+    np.testing.assert_array_equal(store.subject("subj09").session, np.repeat([1, 2, 3], 4))
+    assert store.subject("subj09").digest == other.subject("subj09").digest
+    trials = np.array([11, 0, 5])
+    np.testing.assert_array_equal(
+        store.subject("subj09").responses(trials), other.subject("subj09").responses()[trials]
+    )
+
+
+def test_an_interrupted_import_shows_neither_subject_nor_images_and_goes_on_where_it_was(
+    store, make_source, dying_after, tmp_path
+):
+    other = PooledStore.create(tmp_path / "uninterrupted.zarr", name="u")
+    other.write_subject(make_source())
+    for _ in stops_of(dying_after, lambda: store.write_subject(make_source())):
+        seen = PooledStore.open(store.path)
+        assert (seen.n_images, seen.subjects) == (60, ["subj01", "subj02"])
+    assert store.subject("subj09").digest == other.subject("subj09").digest
+    assert store.n_images == 66
+    pixels = np.concatenate([p for _, _, p in store.pixels(block="0001")])
+    np.testing.assert_array_equal(pixels, np.concatenate([p for _, _, p in other.pixels()]))
+
+
+def test_a_session_that_was_written_is_not_read_again(store, make_source, dying_after):
+    source = make_source()
+    read = []
+
+    def counted(session: SessionSource) -> SessionSource:
+        def read_and_count():
+            read.append(session.session)
+            if session.session == 3 and read.count(3) == 1:
+                raise Stop
+            return session.read()
+
+        return replace(session, read=read_and_count)
+
+    source = replace(source, sessions=tuple(counted(s) for s in source.sessions))
+    with pytest.raises(Stop):
+        store.write_subject(source)
+    store.write_subject(source)
+    assert read == [1, 2, 3, 3]
+
+
+def test_a_later_import_of_another_subject_is_not_disturbed_by_an_unfinished_one(store, make_source, dying_after):
+    with dying_after(14), pytest.raises(Stop):
+        store.write_subject(make_source(name="subj08"))
+    store.write_subject(make_source(name="subj09"))
+    assert store.n_images == 66
+    store.write_subject(make_source(name="subj08"))
+    assert store.n_images == 66, "the same pictures"
+    np.testing.assert_array_equal(store.subject("subj08").image, store.subject("subj09").image)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"voxels": VoxelTable(n_voxels=6)}, "with other voxels, labels or units"),
+        ({"scale": 1.0}, "with other voxels, labels or units"),
+        ({"sessions": "other trials"}, "session 0001 of 'subj09' is there already with other trials"),
+        ({"sessions": "no index"}, "without a session index nothing can be told apart"),
+    ],
+)
+def test_what_contradicts_a_subject_that_is_there_is_refused(store, make_source, change, message):
+    source = make_source()
+    store.write_subject(source)
+    if change.get("sessions") == "other trials":
+        first = source.sessions[0]
+        moved = replace(first, columns=first.columns | {"image": first.columns["image"][::-1]})
+        change = {"sessions": (moved, *source.sessions[1:])}
+    elif change.get("sessions") == "no index":
+        change = {"sessions": (replace(source.sessions[0], session=None),)}
+    before = bytes_of(Path(store.path))
+    with pytest.raises(ValueError, match=message):
+        store.write_subject(replace(source, **change))
+    assert bytes_of(Path(store.path)) == before
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([np.zeros((3, 5), np.int16)], "3 of 4 trials"),
+        ([np.zeros((5, 5), np.int16)], "more than 4 trials"),
+        ([np.zeros((4, 6), np.int16)], "int16 of 5 voxels was announced"),
+        ([np.zeros((4, 5), np.int32)], "int16 of 5 voxels was announced"),
+    ],
+)
+def test_responses_that_are_not_as_announced_end_the_import_and_leave_no_subject(store, make_source, blocks, message):
+    source = make_source()
+    spoilt = replace(source.sessions[1], read=lambda: iter(blocks))
+    with pytest.raises(ValueError, match=message):
+        store.write_subject(replace(source, sessions=(source.sessions[0], spoilt, source.sessions[2])))
+    assert PooledStore.open(store.path).subjects == ["subj01", "subj02"]
+    assert PooledStore.open(store.path).n_images == 60
+
+
+def test_places_and_published_maps_come_back(store, make_source):
+    index = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 1]], np.int32)
+    volume = Volume(shape=(2, 2, 2), affine=np.diag([1.8, 1.8, 1.8, 1.0]), index=index)
+    of_volume = VoxelTable(n_voxels=5, place=volume, reliability={"ncsnr": np.arange(5, dtype=np.float32)})
+    store.write_subject(replace(make_source(name="v"), voxels=of_volume))
+    there = store.subject("v").voxels
+    assert isinstance(there.place, Volume)
+    np.testing.assert_array_equal(there.place.index, index)
+    np.testing.assert_array_equal(there.place.coordinates(), (1.8 * index).astype(np.float32))
+    np.testing.assert_array_equal(there.reliability["ncsnr"], np.arange(5))
+    side, vertex = np.array([0, 0, 1, 1, 1], np.int8), np.array([3, 9, 0, 1, 9], np.int32)
+    surface = Surface(space="fsaverage5", n_vertices=(10, 10), hemisphere=side, vertex=vertex)
+    store.write_subject(replace(make_source(name="s"), voxels=VoxelTable(n_voxels=5, place=surface)))
+    back = PooledStore.open(store.path).subject("s").voxels.place
+    assert isinstance(back, Surface)
+    np.testing.assert_array_equal(back.vertex, vertex)
+    assert (back.space, back.n_vertices) == ("fsaverage5", (10, 10))
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -293,7 +507,7 @@ def test_two_roles_for_one_image_are_refused_before_anything_is_written(store, m
         (["a", "b", "a"], ["", "", ""], "'a' occurs 2 times"),
         (["a", ""], ["", ""], "printable text"),
         (["a\n"], [""], "printable text"),
-        (["a"], ["", ""], "got 2 and 1"),
+        (["a"], ["", ""], "got 2 roles"),
         (["a"], ["holdout"], "role 'holdout' is unknown"),
     ],
 )
@@ -303,19 +517,10 @@ def test_a_contradictory_block_is_refused(store, ids, roles, message):
         store.add_images(ImageBlock(ids=ids, roles=roles, pixels=pixels))
 
 
-def test_an_interrupted_image_block_is_invisible_and_can_be_written_again(store, make_block, monkeypatch):
-    def dying_put(group, name, values):
-        if name == "pixels":
-            raise Stop
-        put(group, name, values)
-
-    put = data.store._put
-    with monkeypatch.context() as patch:
-        patch.setattr(data.store, "_put", dying_put)
-        with pytest.raises(Stop):
-            store.add_images(make_block(["x", "y"]))
-    assert PooledStore.open(store.path).n_images == 60
-    np.testing.assert_array_equal(store.add_images(make_block(["y", "image-0"])), [60, 0])
+def test_an_interrupted_image_block_is_invisible_and_can_be_written_again(store, make_block, dying_after):
+    for n, _ in enumerate(stops_of(dying_after, lambda: store.add_images(make_block(["x", "y"])))):
+        assert PooledStore.open(store.path).n_images == 60, n
+    np.testing.assert_array_equal(store.add_images(make_block(["y", "image-0", "x"])), [61, 0, 60])
 
 
 @given(name=st.text(min_size=1, max_size=8))
@@ -359,8 +564,8 @@ def test_scattered_rows_equal_the_same_rows_of_the_whole(rows, many_tokens):
 def many_tokens():
     """A hundred images in chunks of a few rows and shards of a few chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.store, "_TOKEN_CHUNK_BYTES", 200)
-        patch.setattr(data.store, "_SHARD_BYTES", 1000)
+        patch.setitem(data.zarr_arrays._CHUNK_BYTES, "tokens", 200)
+        patch.setattr(data.zarr_arrays, "_SHARD_BYTES", 1000)
         store = PooledStore.create("memory://many-tokens.zarr", name="many")
         store.add_images(ImageBlock(ids=[f"i{k}" for k in range(100)], roles=[""] * 100))
         store.begin_tokens("enc", {"depths": [1, 2]})

@@ -1,0 +1,132 @@
+"""Arrays and groups of a store, as Zarr v3 has them: codecs by kind, shards, what is complete and what isn't.
+
+Every chunk ends with a CRC-32C, so that a flipped byte is found and named. The codecs were chosen by measurement
+(`tests/benchmarks/test_codecs.py`, figures in ``docs/store-format.md``); an array's own metadata records them, and a
+reader goes by that.
+"""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from jaxtyping import Int
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+Kind = Literal["responses", "tokens", "pixels", "table"]
+
+CODECS: dict[Kind, tuple[BytesBytesCodec, ...]] = {
+    "responses": (BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"), Crc32cCodec()),
+    "tokens": (Crc32cCodec(),),  # half-precision tokens hardly shrink, and decoding would cost more than reading
+    "pixels": (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()),
+    "table": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
+}
+_CHUNK_BYTES: dict[Kind, int] = {
+    "responses": 1 << 20,
+    "tokens": 1 << 18,  # training reads scattered images, so a chunk holds few
+    "pixels": 1 << 20,
+    "table": 1 << 20,
+}
+_SHARD_BYTES = 64 << 20
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, *, kind: Kind, rows_per_shard: int | None = None
+) -> zarr.Array:
+    """Create an array whose chunks are whole rows, in shards of at most 64 MB; an older one gives way.
+
+    `rows_per_shard` makes shards of that many rows, for arrays that are written side by side.
+    """
+    dtype = np.dtype(dtype)
+    row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
+    chunk_rows = int(np.clip(_CHUNK_BYTES[kind] // row_bytes, 1, max(1, shape[0])))
+    chunks_per_shard = max(1, min(_SHARD_BYTES // (chunk_rows * row_bytes), -(-shape[0] // chunk_rows)))
+    if rows_per_shard is not None:
+        chunk_rows = rows_per_shard if chunk_rows >= rows_per_shard else math.gcd(chunk_rows, rows_per_shard)
+        chunks_per_shard = rows_per_shard // chunk_rows
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(chunk_rows, *(max(1, n) for n in shape[1:])),
+        shards=(chunk_rows * chunks_per_shard, *(max(1, n) for n in shape[1:])),
+        compressors=CODECS[kind],
+        overwrite=True,
+    )
+
+
+def shard_rows(array: zarr.Array) -> int:
+    """Return how many rows a shard holds: what is written at once, since a shard in pieces is encoded anew for each."""
+    assert array.shards is not None
+    return array.shards[0]
+
+
+def put(group: zarr.Group, name: str, values: np.ndarray, *, kind: Kind = "table") -> None:
+    """Write a whole array."""
+    create_array(group, name, values.shape, values.dtype, kind=kind)[...] = values
+
+
+def array_at(group: zarr.Group, name: str) -> zarr.Array:
+    """Return the array at a path below `group`."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def group_at(group: zarr.Group, name: str) -> zarr.Group:
+    """Return the group at a path below `group`."""
+    found = group[name]
+    assert isinstance(found, zarr.Group)
+    return found
+
+
+def get(group: zarr.Group, name: str) -> np.ndarray:
+    """Read a whole array."""
+    return np.asarray(array_at(group, name)[...])
+
+
+def get_optional(group: zarr.Group, name: str) -> np.ndarray | None:
+    """Read a whole array, or return None where there is none."""
+    return get(group, name) if name in group else None
+
+
+def attribute(node: zarr.Group | zarr.Array, name: str) -> Any:
+    """Return an attribute, or None where there is none."""
+    return node.attrs.asdict().get(name)
+
+
+def rows_of(array: zarr.Array, rows: Int[np.ndarray, " row"]) -> np.ndarray:
+    """Return `rows` (strictly rising) of an array, read by whole runs of neighbouring chunks.
+
+    The same values as ``array.oindex[rows]``, which on a sharded array is ten times as slow (zarr 3.1).
+    """
+    if not len(rows):
+        return np.empty((0, *array.shape[1:]), array.dtype)
+    chunk = rows // array.chunks[0]
+    runs = np.split(rows, np.flatnonzero(np.diff(chunk) > 1) + 1)
+    return np.concatenate([np.asarray(array[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs])
+
+
+def members(group: zarr.Group, name: str) -> list[tuple[str, zarr.Group]]:
+    """Return all groups below `name`, by name, complete or not."""
+    if name not in group:
+        return []
+    return sorted(group_at(group, name).groups(), key=lambda member: member[0])
+
+
+def complete_members(group: zarr.Group, name: str) -> list[tuple[str, zarr.Group]]:
+    """Return the complete groups below `name`, by name."""
+    return [(key, member) for key, member in members(group, name) if attribute(member, "complete")]
+
+
+def begin(group: zarr.Group, path: str, **attributes: Any) -> zarr.Group:
+    """Start a group that will be complete later; the remains of an interrupted write are cleared away."""
+    return group.create_group(path, overwrite=True, attributes=attributes)
+
+
+def resume_or_begin(group: zarr.Group, path: str, *, plan: str) -> zarr.Group:
+    """Return the group that an interrupted write of the same `plan` left, or a fresh one."""
+    if path in group and attribute(group_at(group, path), "plan") == plan:
+        return group_at(group, path)
+    return begin(group, path, plan=plan)
