@@ -150,7 +150,7 @@ class VoxelTable:
             parts += ["surface", self.place.space, str(tuple(self.place.n_vertices))]
             parts += [self.place.hemisphere, self.place.vertex]
         for name in sorted(self.rois):
-            parts += [name, self.rois[name].labels, json_digest(self.rois[name].names)]
+            parts += [name, self.rois[name].labels, json_digest({str(k): v for k, v in self.rois[name].names.items()})]
         return digest_of(*parts)
 
 
@@ -273,7 +273,7 @@ class SubjectSource:
     def head_digest(self) -> str:
         """Return the digest of everything but the sessions."""
         return digest_of(
-            self.name, repr(self.scale), self.unit, self.upstream_preprocessing or "", self.voxels.digest()
+            self.name, repr(float(self.scale)), self.unit, self.upstream_preprocessing or "", self.voxels.digest()
         )
 
     def check(self) -> None:
@@ -427,7 +427,7 @@ def session_digest(
         p
         for name in TRIAL_COLUMNS
         if name != "image" and name in session.columns
-        for p in (name, session.columns[name])
+        for p in (name, session.columns[name].astype(TRIAL_COLUMNS[name], copy=False))
     ]
     return digest_of(sha.hexdigest(), session.key, shown, *columns)
 

@@ -5,6 +5,7 @@ sessions together with the images that they showed: its group gets the attribute
 over groups that lack it. That holds on object stores too, where nothing can be renamed.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,7 @@ from data.schema import (
     json_digest,
     pixel_identity,
 )
+from data.shards import files_of, size_of
 from data.subject_store import (
     Progress,
     SubjectStore,
@@ -94,7 +96,8 @@ def _encode_ids(ids: Sequence[str]) -> UInt8[np.ndarray, "image byte"]:
     return np.frombuffer(b"".join(e.ljust(width, b"\0") for e in encoded), np.uint8).reshape(len(ids), width)
 
 
-def _decode_ids(array: UInt8[np.ndarray, "image byte"]) -> list[str]:
+def decode_ids(array: UInt8[np.ndarray, "image byte"]) -> list[str]:
+    """Return the identities that an array of ids holds."""
     return [row.tobytes().rstrip(b"\0").decode() for row in array]
 
 
@@ -103,9 +106,9 @@ def _nothing(n_bytes: int) -> None:
 
 
 def _occupied(path: str | Path) -> bool:
-    """Return whether a local path holds anything; a URL without a group is taken to be free."""
+    """Return whether a local path holds more than what a kill left of creating a store; a URL is taken to be free."""
     local = Path(path)
-    return local.is_file() or (local.is_dir() and any(local.iterdir()))
+    return local.is_file() or (local.is_dir() and any(file.suffix != ".partial" for file in local.iterdir()))
 
 
 class PooledStore:
@@ -126,10 +129,13 @@ class PooledStore:
         """
         attrs = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name, "provenance": provenance or {}}
         attrs |= {"written_by": written_by()}
+        refusal = f"{path} exists already; choose another path or remove it first"
+        if _occupied(path):
+            raise ValueError(refusal)
         try:
-            root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes=attrs)
+            root = zarr.create_group(str(path), zarr_format=3, attributes=attrs)
         except (FileExistsError, BaseZarrError) as error:
-            raise ValueError(f"{path} exists already; choose another path or remove it first") from error
+            raise ValueError(refusal) from error
         return cls(str(path), root)
 
     @classmethod
@@ -179,6 +185,14 @@ class PooledStore:
         except _NoStoreError:
             return cls.create(path, name=name, provenance=provenance)
 
+    @classmethod
+    def open_if_there(cls, path: str | Path) -> "PooledStore | None":
+        """Open a store read-only, or return None where nothing is; anything else there is an error, as in `open`."""
+        try:
+            return cls.open(path)
+        except _NoStoreError:
+            return None
+
     @property
     def name(self) -> str:
         """Name given at creation."""
@@ -188,6 +202,11 @@ class PooledStore:
     def provenance(self) -> dict[str, Any]:
         """How the store was made."""
         return attribute(self._root, "provenance")
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the size in bytes of every file, by its path within the store."""
+        files = self._root.store
+        return {key: size_of(files, key) for key in files_of(files)}
 
     # -- images ------------------------------------------------------------------------------------------------------
 
@@ -200,6 +219,14 @@ class PooledStore:
                 found.append((name, group))
         return found
 
+    def image_blocks(self) -> list[tuple[str, int, tuple[int, int] | None]]:
+        """Return each block's name, number of images, and the pictures' height and width (None without pixels)."""
+        found = []
+        for name, group in self._image_blocks():
+            shape = array_at(group, "pixels").shape[1:3] if "pixels" in group else None
+            found.append((name, array_at(group, "id").shape[0], shape))
+        return found
+
     @property
     def n_images(self) -> int:
         """Number of images over all blocks."""
@@ -207,7 +234,7 @@ class PooledStore:
 
     def image_ids(self) -> list[str]:
         """Return the identity of every image, by global row."""
-        return [i for _, group in self._image_blocks() for i in _decode_ids(get(group, "id"))]
+        return [i for _, group in self._image_blocks() for i in decode_ids(get(group, "id"))]
 
     def image_roles(self) -> list[str]:
         """Return the split that the data set prescribes for every image ("" where it prescribes none)."""
@@ -266,7 +293,9 @@ class PooledStore:
         put(group, "role", roles)
         if images.read is not None and images.shape is not None:
             self._write_pixels(group, images, new, progress)
-        group.attrs.put({"complete": True, "digest": digest, "role_names": list(ROLES), "part": part})
+        shape = list(images.shape) if images.read is not None and images.shape is not None else None
+        attrs: dict[str, Any] = {"complete": True, "digest": digest, "role_names": list(ROLES), "part": part}
+        group.attrs.put(attrs | {"pixel_shape": shape, "plan": plan})
 
     def _write_pixels(self, group: zarr.Group, images: ImageSource, new: np.ndarray, progress: Progress) -> None:
         """Write pictures by whole shards, from where an interrupted import stopped."""
@@ -281,7 +310,7 @@ class PooledStore:
             if pixels.dtype != np.uint8 or pixels.shape[1:] != shape[1:]:
                 raise ValueError(f"pictures must be uint8 of {shape[1:]}, got {pixels.dtype} {pixels.shape[1:]}")
             array[start : start + step] = pixels
-            group.attrs.put({"pixels_written": start + len(pixels)})
+            group.attrs.update({"pixels_written": start + len(pixels)})
             progress(pixels.nbytes)
 
     def pixels(
@@ -318,8 +347,8 @@ class PooledStore:
         have = {name for name, _ in complete_members(self._root, f"features/{encoder}")}
         return [name for name, _ in self._image_blocks() if name not in have]
 
-    def begin_tokens(self, encoder: str, spec: dict[str, Any]) -> None:
-        """Open an encoder's place in the store.
+    def begin_tokens(self, encoder: str, spec: dict[str, Any], *, provenance: dict[str, Any] | None = None) -> None:
+        """Open an encoder's place in the store; `provenance` is kept beside `spec`, and identifies nothing.
 
         Raises
         ------
@@ -329,7 +358,8 @@ class PooledStore:
         check_name(encoder, "encoder")
         digest = json_digest(spec)
         if encoder not in self.encoders:
-            self._root.create_group(f"features/{encoder}", overwrite=True, attributes={"spec": spec, "digest": digest})
+            attributes = {"spec": spec, "digest": digest, "provenance": provenance or {}}
+            self._root.create_group(f"features/{encoder}", overwrite=True, attributes=attributes)
         elif attribute(self._features(encoder), "digest") != digest:
             raise ValueError(
                 f"{self.path} has tokens named {encoder!r} from another encoder or other depths; "
@@ -339,6 +369,14 @@ class PooledStore:
     def tokens_written(self, encoder: str, block: str) -> int:
         """Return how many of a block's images an interrupted run has encoded already."""
         return rows_written(self._features(encoder), block)
+
+    def n_encoded(self, encoder: str) -> int:
+        """Return how many images have tokens of `encoder`, what an interrupted run has encoded included."""
+        if encoder not in self.encoders:
+            return 0
+        missing = self.missing_tokens(encoder)
+        sizes = {name: array_at(group, "id").shape[0] for name, group in self._image_blocks()}
+        return sum(self.tokens_written(encoder, name) if name in missing else n for name, n in sizes.items())
 
     def write_tokens(self, encoder: str, block: str, batches: Iterable[NamedTokens]) -> None:
         """Write one block's tokens as they come, from image `tokens_written` on; they count when all are in."""
@@ -466,12 +504,15 @@ class PooledStore:
         return SubjectStore(name, group_at(self._root, f"subjects/{name}"))
 
     def resolve_subject(self, subject: str | int) -> str:
-        """Return the name of a subject given by name or number."""
+        """Return the name of a subject given by name or number: 5 is ``subj05`` or, as BIDS has it, ``sub-05``."""
         text, have = str(subject), self.subjects
-        name = f"subj{int(text):02d}" if text.isdecimal() and text not in have else text
-        if name not in have:
-            raise ValueError(f"subject {text!r} is not in {self.path}; it has {', '.join(have) or 'no subjects'}")
-        return name
+        if text in have:
+            return text
+        numbered = [name for name in have if text.isdecimal() and re.fullmatch(rf"sub[j-]?0*{int(text)}", name)]
+        if len(numbered) != 1:
+            told = f"could be {' or '.join(numbered)}" if numbered else f"is not in {self.path}"
+            raise ValueError(f"subject {text!r} {told}; it has {', '.join(have) or 'no subjects'}")
+        return numbered[0]
 
     def digest(self, subjects: Sequence[str], encoder: str) -> str:
         """Return the digest of what a model uses: its encoder and its subjects, each with its own digest."""

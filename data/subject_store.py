@@ -7,7 +7,7 @@ together. Until then it is a draft: a later import of the same plan goes on wher
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,11 @@ class SubjectStore:
         return next(self._arrays()).shape[1]
 
     @property
+    def dtype(self) -> str:
+        """Name of the dtype that responses are stored in."""
+        return next(self._arrays()).dtype.name
+
+    @property
     def upstream_preprocessing(self) -> str | None:
         """What was done to the data before we saw it, if anything."""
         return self.attrs.get("upstream_preprocessing")
@@ -120,6 +125,15 @@ class SubjectStore:
                 raw = np.asarray(array[...]) if len(rows) == stop - start else rows_of(array, rows)
                 np.multiply(raw, scale, out=out[here], casting="unsafe")
         return out if trials is None or (inverse == np.arange(len(inverse))).all() else out[inverse]
+
+    def voxel_responses(self, voxels: Int[np.ndarray, " voxel"]) -> Float32[np.ndarray, "trial voxel"]:
+        """Return the responses of some voxels in all trials, in the subject's unit; a shard at a time is in memory."""
+        found = [
+            np.asarray(array[start : start + shard_rows(array)])[:, voxels]
+            for array in self._arrays()
+            for start in range(0, array.shape[0], shard_rows(array))
+        ]
+        return np.concatenate(found).astype(np.float32) * np.float32(self.attrs["scale"])
 
     def trial_column(self, name: str) -> np.ndarray | None:
         """Return a column of the trial table, or None where the data set has no such thing."""
@@ -153,13 +167,13 @@ class SubjectStore:
                     f"session {session.key} of {self.name!r} is there already with other trials (column {name!r}); "
                     f"import it into another store"
                 )
-        known = attribute(part, "files").get(session.key, {})
-        sizes = {Path(path).name: entry["bytes"] for path, entry in known.items()}
+        known = {Path(path).name: entry for path, entry in attribute(part, "files").get(session.key, {}).items()}
         for path in session.files:
-            if sizes.get(path.name, size := path.stat().st_size) != size:
+            entry = known.get(path.name)
+            if entry is not None and _changed(path, entry):
                 raise ValueError(
-                    f"{path} has {size} bytes, but session {session.key} of {self.name!r} was imported from one of "
-                    f"{sizes[path.name]}; import it into another store"
+                    f"{self.name!r} is in the store already with other data: {path} is not the file that session "
+                    f"{session.key} was imported from; import it into another store or under another name"
                 )
 
     @cached_property
@@ -255,6 +269,7 @@ def write_head(subjects: zarr.Group, source: SubjectSource) -> zarr.Group:
             "unit": source.unit,
             "upstream_preprocessing": source.upstream_preprocessing,
             "place": _describe_place(place),
+            "reliability": sorted(voxels.reliability),
         }
     )
     return group
@@ -310,7 +325,7 @@ def write_session(part: zarr.Group, source: SubjectSource, session: SessionSourc
             raise ValueError(f"{source.name}, session {session.key}: {start} of {session.n_trials} trials of responses")
 
     digest = session_digest(source, session, written())
-    files = {str(path): {"bytes": path.stat().st_size, "sha256": _file_digest(path)} for path in session.files}
+    files = {str(path): _described_file(path) for path in session.files}
     array.attrs.put({"digest": digest, "files": files})
     return digest
 
@@ -328,7 +343,23 @@ def _by_shards(blocks: Iterator[np.ndarray], n_rows: int) -> Iterator[np.ndarray
         yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
 
 
-def _file_digest(path: Path) -> str:
+def _described_file(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    digest = _sha256(path, stat.st_size, stat.st_mtime_ns)
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+
+
+def _changed(path: Path, entry: dict[str, Any]) -> bool:
+    """Return whether a file is another than the one described; it is read only if its time differs."""
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (entry["bytes"], entry["mtime_ns"]):
+        return False
+    return stat.st_size != entry["bytes"] or _described_file(path)["sha256"] != entry["sha256"]
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:
+    """Return a file's digest; sessions of one file share it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,6 +4,7 @@
 
     subject       name of the subject
     responses     .npy: (trial, voxel), or (image, voxel, repeat) with NaN where there was no repeat
+    repeats_axis  optional: 1 if it is (image, repeat, voxel), as CHASMBrain's and SynBrain's arrays are (default 2)
     images        a zip or a directory of pictures (in the order of their names), or an .npy of uint8
                   (image, height, width, 3)
     trials        optional .csv: column `image` (0-based index into the images), optional `session`, `run`, `repeat`;
@@ -22,7 +23,7 @@ two recordings is one image.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.importers.files import load_array, read_images
-from data.schema import Rois, SubjectData, digest_of, pixel_identity
-from data.store import ImageBlock, PooledStore
+from data.importers.files import load_array, open_pictures
+from data.importers.plan import ImportPlan, SessionChoice
+from data.schema import (
+    TRIAL_COLUMNS,
+    ImageSource,
+    Rois,
+    SessionSource,
+    SubjectSource,
+    VoxelTable,
+    check_finite,
+)
 
 REQUIRED = {"subject", "responses", "images"}
 TEXTS = REQUIRED | {"trials", "session_column", "rois", "coordinates", "unit", "upstream_preprocessing", "note"}
-KNOWN = TEXTS | {"blocks_of", "n_averaged"}
-COLUMN_TYPES: dict[str, type[np.signedinteger]] = {
-    "image": np.int32,
-    "session": np.int16,
-    "run": np.int16,
-    "repeat": np.int8,
-}
+KNOWN = TEXTS | {"blocks_of", "n_averaged", "repeats_axis"}
+ROWS = 256
+"""Rows of responses that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,10 @@ def _check_entry(table: Path, entry: dict[str, Any]) -> None:
     size = entry.get("blocks_of", 1)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"{where}: 'blocks_of' must be a whole number of images of at least 1, got {size!r}")
+    if entry.get("repeats_axis", 2) not in (1, 2):
+        raise ValueError(
+            f"{where}: 'repeats_axis' must be 1 (image, repeat, voxel) or 2, got {entry['repeats_axis']!r}"
+        )
     n_averaged = entry.get("n_averaged", 1)
     if not isinstance(n_averaged, (int, float)) or isinstance(n_averaged, bool) or n_averaged < 1:
         raise ValueError(f"{where}: 'n_averaged' must be a number of repeats of at least 1, got {n_averaged!r}")
@@ -148,7 +157,7 @@ def _trials(recording: Recording, responses: np.ndarray, n_images: int) -> dict[
             continue
         if not pd.api.types.is_integer_dtype(table[theirs]):
             raise ValueError(f"{path}: column {theirs!r} must hold whole numbers, got {table[theirs].dtype}")
-        limits = np.iinfo(COLUMN_TYPES[ours])
+        limits = np.iinfo(np.dtype(TRIAL_COLUMNS[ours]).name)
         values = table[theirs].to_numpy()
         beyond = values[(values < limits.min) | (values > limits.max)]
         if len(beyond):
@@ -162,13 +171,6 @@ def _trials(recording: Recording, responses: np.ndarray, n_images: int) -> dict[
         bad = int(image.max() if image.max() >= n_images else image.min())
         raise ValueError(f"{path}: image {bad} is not among the {n_images} images; they count from 0")
     return found
-
-
-def _unfold_repeats(responses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return trials, image and repeat of (image, voxel, repeat) with NaN where there was no repeat."""
-    there = ~np.isnan(responses).all(axis=1)
-    image, repeat = np.nonzero(there)
-    return np.ascontiguousarray(responses[image, :, repeat]), image, repeat
 
 
 def _blocks(n_images: int, size: int) -> np.ndarray:
@@ -205,130 +207,167 @@ def _coordinates(recording: Recording, n_voxels: int) -> np.ndarray | None:
     return coordinates.astype(np.float32)
 
 
-def _read_responses(recording: Recording, n_images: int) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-    """Return responses as (trial, voxel), and the columns image, session, run and repeat."""
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """Responses on disk as (trial, voxel), the trial columns, and how to read the trials in some rows."""
+
+    dtype: np.dtype[Any]
+    n_voxels: int
+    columns: dict[str, np.ndarray | None]
+    read: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials."""
+        image = self.columns["image"]
+        return 0 if image is None else len(image)
+
+    def blocks(self, trials: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the responses of `trials`, a block at a time."""
+        for start in range(0, len(trials), ROWS):
+            yield self.read(trials[start : start + ROWS])
+
+
+def _open_responses(recording: Recording, n_images: int) -> Responses:
     path = recording.path("responses")
-    responses = load_array(path)
-    if responses.ndim == 2:
-        columns = _trials(recording, responses, n_images)
-    elif responses.ndim == 3:
-        if len(responses) != n_images:
-            raise ValueError(f"{path} has responses to {len(responses)} images, but there are {n_images} pictures")
-        if "trials" in recording.entry:
-            raise ValueError(f"{path} has an axis of repeats, so 'trials' must go; or save it as (trial, voxel)")
-        responses, image, repeat = _unfold_repeats(responses)
-        columns = {"image": image, "session": None, "run": None, "repeat": repeat}
-    else:
-        raise ValueError(f"{path} must be (trial, voxel) or (image, voxel, repeat), got shape {responses.shape}")
-    if responses.dtype.kind == "u" or responses.dtype == np.float64:
-        with np.errstate(over="ignore"):  # becomes infinite, which the check of the record refuses
-            responses = responses.astype(np.float32)
-    return responses, columns
+    array = load_array(path, in_memory=False)
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.kind == "u" or dtype == np.float64:
+        dtype = np.dtype(np.float32)
 
+    def native(values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            return np.ascontiguousarray(values).astype(dtype, copy=False)
 
-def read_recording(recording: Recording) -> tuple[ImageBlock, list[str], SubjectData]:
-    """Return a recording's images (each once), the identity of each of its pictures in order, and its measurements.
-
-    The measurements' `image` indexes those pictures; the store's rows take their place when they are known.
-    """
-    entry = recording.entry
-    pixels = read_images(recording.path("images"))
-    responses, columns = _read_responses(recording, len(pixels))
-    image = columns["image"]
-    assert image is not None
-    provenance = {"importer": "arrays 1", "recording": entry, "responses_digest": digest_of(responses)}
-    if "blocks_of" in entry:
-        columns["session"] = _blocks(len(pixels), entry["blocks_of"])[image]
-        provenance["sessions"] = f"successive blocks of {entry['blocks_of']} images, not scan sessions"
-    n_averaged = entry.get("n_averaged")
-    identities = [pixel_identity(picture) for picture in pixels]
-    first: dict[str, int] = {}
-    for k, identity in enumerate(identities):
-        first.setdefault(identity, k)
-    block = ImageBlock(ids=list(first), roles=[""] * len(first), pixels=pixels[list(first.values())])
-
-    def column(name: str) -> np.ndarray | None:
-        values = columns[name]
-        return None if values is None else values.astype(COLUMN_TYPES[name])
-
-    subject = SubjectData(
-        name=recording.subject,
-        responses=responses,
-        unit=entry.get("unit", "a.u."),
-        image=image.astype(np.int32),
-        session=column("session"),
-        run=column("run"),
-        repeat=column("repeat"),
-        n_averaged=None if n_averaged is None else np.full(len(responses), n_averaged, np.float32),
-        coordinates=_coordinates(recording, responses.shape[1]),
-        rois=_rois(recording, responses.shape[1]),
-        provenance=provenance,
-        upstream_preprocessing=entry.get("upstream_preprocessing"),
+    if array.ndim == 2:
+        columns = _trials(recording, array, n_images)
+        return Responses(dtype=dtype, n_voxels=array.shape[1], columns=columns, read=lambda rows: native(array[rows]))
+    if array.ndim != 3:
+        raise ValueError(f"{path} must be (trial, voxel) or (image, voxel, repeat), got shape {array.shape}")
+    if len(array) != n_images:
+        raise ValueError(f"{path} has responses to {len(array)} images, but there are {n_images} pictures")
+    if "trials" in recording.entry:
+        raise ValueError(f"{path} has an axis of repeats, so 'trials' must go; or save it as (trial, voxel)")
+    if recording.entry.get("repeats_axis", 2) == 1:
+        array = array.swapaxes(1, 2)
+    there = np.concatenate([~np.isnan(array[start : start + ROWS]).all(axis=1) for start in range(0, len(array), ROWS)])
+    image, repeat = np.nonzero(there)
+    columns: dict[str, np.ndarray | None] = {"image": image, "session": None, "run": None, "repeat": repeat}
+    return Responses(
+        dtype=dtype,
+        n_voxels=array.shape[1],
+        columns=columns,
+        read=lambda rows: native(array[image[rows], :, repeat[rows]]),
     )
-    try:
-        subject.check(n_images=len(pixels))
-    except ValueError as error:
-        raise ValueError(f"{recording.path('responses')}: {error}") from error
-    return block, identities, subject
 
 
-def check_arrays(directory: Path, table: Path | None = None) -> tuple[list[str], list[str]]:
-    """Return a line about every recording that reads well, and one about every one that doesn't."""
-    good, bad = [], []
-    for recording in read_recordings(directory, table):
-        try:
-            block, _, subject = read_recording(recording)
-            n_trials, n_voxels = subject.responses.shape
-            good.append(f"{subject.name}: {n_trials} trials, {n_voxels} voxels, {len(block.ids)} images")
-        except ValueError as error:
-            bad.append(str(error))
-    return good, bad
-
-
-def import_arrays(
-    directory: Path,
-    store_path: str,
-    *,
-    table: Path | None = None,
-    subjects: tuple[str, ...] | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-) -> PooledStore:
-    """Import recordings into a store, made if it is missing; subjects that it has already are passed over.
-
-    Everything is read and checked before the first byte is written; an import that was interrupted can be run again.
+def open_recording(recording: Recording) -> SubjectSource:
+    """Return a recording as a source; everything was read once, to find what can't be imported.
 
     Raises
     ------
     ValueError
-        If a recording can't be imported, or the store has other data under a subject's name.
+        If something is missing, odd or contradictory.
     """
-    recordings = read_recordings(directory, table)
-    if subjects is not None:
-        have = [r.subject for r in recordings]
-        if unknown := set(subjects) - set(have):
-            raise ValueError(f"subject {sorted(unknown)[0]!r} is not in recordings.json; it has {', '.join(have)}")
-        recordings = [r for r in recordings if r.subject in subjects]
-    if not recordings:
-        raise ValueError("no subject is named, so there is nothing to import")
-    read = [read_recording(recording) for recording in recordings]
-    sizes = {block.pixels.shape[1:3] for block, _, _ in read if block.pixels is not None}
-    if len(sizes) > 1:
-        raise ValueError(f"the recordings' pictures have different sizes {sorted(sizes)}; crop them to one size first")
-    # A new store is made only now; with an old one, conflicts are found before anything is added to it.
-    store = PooledStore.open_or_create(store_path, name=Path(store_path).stem, provenance={"importer": "arrays 1"})
-    for block, identities, subject in read:
-        store.check_images(block)
-        if subject.name in store.subjects and store.subject(subject.name).digest != subject.digest(identities):
-            raise ValueError(
-                f"{subject.name!r} is in {store_path} already with other data; "
-                f"import it into another store or under another name"
-            )
-    for block, identities, subject in read:
-        if subject.name in store.subjects:
-            progress(f"{subject.name}: there already")
-            continue
-        rows = dict(zip(block.ids, store.add_images(block).tolist(), strict=True))
-        of_picture = np.array([rows[identity] for identity in identities], np.int32)
-        store.add_subject(replace(subject, image=of_picture[subject.image]))
-        progress(f"{subject.name}: {subject.responses.shape[0]} trials, {subject.responses.shape[1]} voxels")
-    return store
+    entry = recording.entry
+    pictures = open_pictures(recording.path("images"))
+    responses = _open_responses(recording, len(pictures))
+    columns = responses.columns
+    image = columns["image"]
+    assert image is not None
+    provenance = {"importer": "arrays 1", "recording": entry}
+    if "blocks_of" in entry:
+        columns["session"] = _blocks(len(pictures), entry["blocks_of"])[image]
+        provenance["sessions"] = f"successive blocks of {entry['blocks_of']} images, not scan sessions"
+    identities = pictures.identities()
+    first: dict[str, int] = {}
+    for k, identity in enumerate(identities):
+        first.setdefault(identity, k)
+    places = np.array(list(first.values()))
+    place_of = {identity: k for k, identity in enumerate(first)}
+    given = {name: values for name, values in columns.items() if values is not None and name != "session"}
+    given["image"] = np.array([place_of[identity] for identity in identities])[image]
+    if "n_averaged" in entry:
+        given["n_averaged"] = np.full(responses.n_trials, entry["n_averaged"])
+
+    def session(number: int | None, trials: np.ndarray) -> SessionSource:
+        return SessionSource(
+            session=number,
+            columns={name: values[trials].astype(TRIAL_COLUMNS[name]) for name, values in given.items()},
+            read=lambda: responses.blocks(trials),
+            files=(recording.path("responses"),),
+        )
+
+    numbers = columns["session"]
+    sessions = (
+        [session(None, np.arange(responses.n_trials))]
+        if numbers is None
+        else [session(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
+    )
+    source = SubjectSource(
+        name=recording.subject,
+        dtype=responses.dtype,
+        voxels=VoxelTable(
+            n_voxels=responses.n_voxels,
+            coordinates=_coordinates(recording, responses.n_voxels),
+            rois=_rois(recording, responses.n_voxels),
+        ),
+        images=ImageSource(
+            ids=list(first),
+            roles=[""] * len(first),
+            shape=pictures.shape,
+            read=lambda rows: pictures.read(places[rows]),
+        ),
+        sessions=tuple(sessions),
+        unit=entry.get("unit", "a.u."),
+        provenance=provenance,
+        upstream_preprocessing=entry.get("upstream_preprocessing"),
+    )
+    try:
+        source.check()
+        for start in range(0, responses.n_trials, ROWS):
+            rows = np.arange(start, min(start + ROWS, responses.n_trials))
+            check_finite(source.name, responses.read(rows), first_trial=start)
+    except ValueError as error:
+        raise ValueError(f"{recording.path('responses')}: {error}") from error
+    return source
+
+
+def _choose(source: SubjectSource, choice: SessionChoice) -> SubjectSource:
+    """Return a source with the chosen sessions alone."""
+    numbers = [session.session for session in source.sessions if session.session is not None]
+    if choice and not numbers:
+        raise ValueError(f"{source.name} has no session index, so sessions can't be chosen; leave --sessions out")
+    wanted = choice.of(numbers, source.name)
+    return replace(source, sessions=tuple(s for s in source.sessions if s.session is None or s.session in wanted))
+
+
+def plan_arrays(
+    directory: Path,
+    *,
+    table: Path | None = None,
+    subjects: tuple[str, ...] | None = None,
+    sessions: SessionChoice = SessionChoice(),
+    pixels: bool = True,
+) -> ImportPlan:
+    """Return the recordings that can be imported, and why the others can't; everything is read once."""
+    try:
+        recordings = read_recordings(directory, table)
+        if subjects is not None:
+            have = [r.subject for r in recordings]
+            if unknown := set(subjects) - set(have):
+                raise ValueError(f"subject {sorted(unknown)[0]!r} is not in recordings.json; it has {', '.join(have)}")
+            recordings = [r for r in recordings if r.subject in subjects]
+    except ValueError as error:
+        return ImportPlan(problems=[str(error)])
+    found, problems = [], []
+    for recording in recordings:
+        try:
+            source = _choose(open_recording(recording), sessions)
+            found.append(source if pixels else replace(source, images=replace(source.images, shape=None, read=None)))
+        except ValueError as error:
+            problems.append(str(error))
+    shapes = sorted({source.images.shape for source in found if source.images.shape is not None})
+    if len(shapes) > 1:
+        problems.append(f"the recordings' pictures have different sizes {shapes}; crop them to one size first")
+    return ImportPlan(subjects=found, problems=problems)

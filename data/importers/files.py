@@ -1,8 +1,10 @@
 """Files as users have them: an array in an .npy, pictures in a zip, a directory or an .npy."""
 
-import io
+import contextlib
 import re
 import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from data.schema import pixel_identity
+
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Return an array of real numbers."""
+def load_array(path: Path, *, in_memory: bool = True) -> np.ndarray:
+    """Return an array of real numbers, mapped from the file unless `in_memory`."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False, mmap_mode=None if in_memory else "r")
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable .npy of numbers: {error}") from error
     if not isinstance(array, np.ndarray):
@@ -27,12 +31,24 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-def _decode(source: Any, what: str) -> UInt8[np.ndarray, "height width 3"]:
+@contextlib.contextmanager
+def _picture(source: Any, what: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(source) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with source, Image.open(source) as picture:
+            yield picture
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow has no error of its own
         raise ValueError(f"{what} is not a readable picture; replace or remove it ({error})") from error
+
+
+def decode_picture(source: Any, what: str) -> UInt8[np.ndarray, "height width 3"]:
+    with _picture(source, what) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def picture_size(source: Any, what: str) -> tuple[int, int]:
+    """Return height and width, from the header alone."""
+    with _picture(source, what) as picture:
+        return picture.height, picture.width
 
 
 def _is_picture(name: str) -> bool:
@@ -51,37 +67,66 @@ def _check_order(path: Path, names: list[str]) -> None:
         )
 
 
-def read_images(path: Path) -> UInt8[np.ndarray, "image height width 3"]:
-    """Return the pictures of a zip, a directory or an .npy, in the order of their names.
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures of one size in the order of their names, decoded when they are read."""
+
+    names: list[str]
+    """Where each comes from, for messages."""
+    shape: tuple[int, int]
+    """Height and width."""
+    read: Callable[[np.ndarray], UInt8[np.ndarray, "image height width 3"]]
+    """Return the pictures at some places."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def identities(self) -> list[str]:
+        """Return the digest of each picture's pixels, which is its identity where the data set gives none."""
+        return [pixel_identity(self.read(np.array([k]))[0]) for k in range(len(self))]
+
+
+def open_pictures(path: Path) -> Pictures:
+    """Return the pictures of a zip, a directory or an .npy; they are not in memory.
 
     Raises
     ------
     ValueError
-        If there is none, one can't be decoded, or their sizes differ.
+        If there is none, or their sizes differ. One that can't be decoded is refused when it is read.
     """
     if path.suffix == ".npy":
-        pixels = load_array(path)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise ValueError(f"{path} must be uint8 (image, height, width, 3), got {pixels.dtype} {pixels.shape}")
-        return pixels
+        return _pictures_of_array(path)
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if _is_picture(f.name))
         _check_order(path, [f.name for f in files])
-        named = [(str(f), _decode(f, str(f))) for f in files]
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = sorted(n for n in archive.namelist() if _is_picture(n))
-                _check_order(path, members)
-                named = [(f"{path}:{n}", _decode(io.BytesIO(archive.read(n)), f"{path}:{n}")) for n in members]
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures") from error
-    if not named:
+        return _pictures_of(path, [str(f) for f in files], lambda k: files[k].open("rb"))
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures") from error
+    members = sorted(n for n in archive.namelist() if _is_picture(n))
+    _check_order(path, members)
+    return _pictures_of(path, [f"{path}:{n}" for n in members], lambda k: archive.open(members[k]))
+
+
+def _pictures_of_array(path: Path) -> Pictures:
+    pixels = load_array(path, in_memory=False)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise ValueError(f"{path} must be uint8 (image, height, width, 3), got {pixels.dtype} {pixels.shape}")
+    height, width = pixels.shape[1:3]
+    names = [f"{path}[{k}]" for k in range(len(pixels))]
+    return Pictures(names=names, shape=(height, width), read=lambda rows: np.asarray(pixels[rows]))
+
+
+def _pictures_of(path: Path, names: list[str], opened: Callable[[int], Any]) -> Pictures:
+    if not names:
         raise ValueError(f"{path} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
-    shape = named[0][1].shape
-    for name, pixels in named:
-        if pixels.shape != shape:
-            raise ValueError(
-                f"{name} is {pixels.shape[:2]} but the others are {shape[:2]}; crop them to one size first"
-            )
-    return np.stack([pixels for _, pixels in named])
+    shape = picture_size(opened(0), names[0])
+    for k, name in enumerate(names):
+        if (size := picture_size(opened(k), name)) != shape:
+            raise ValueError(f"{name} is {size} but the others are {shape}; crop them to one size first")
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.stack([decode_picture(opened(int(k)), names[int(k)]) for k in rows])
+
+    return Pictures(names=names, shape=shape, read=read)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.importers.arrays import check_arrays, import_arrays
+from data.importers.arrays import plan_arrays
+from data.importers.carry_out import carry_out, described
+from data.importers.plan import SessionChoice
 from data.noise_ceiling import ncsnr
 from data.preprocess import n_sessions_of
 from data.schema import pixel_identity
@@ -62,8 +64,10 @@ def target(source: Path) -> str:
     return str(source.parent / "store.zarr")
 
 
-def imported(source: Path, **options: Any) -> PooledStore:
-    return import_arrays(source, target(source), **options)
+def imported(
+    source: Path, *, store: str | None = None, tell: Callable[[str], None] = print, **options: Any
+) -> PooledStore:
+    return carry_out(plan_arrays(source, **options), store or target(source), importer="arrays 1", tell=tell)
 
 
 # -- what comes in -----------------------------------------------------------------------------------------------------
@@ -91,7 +95,7 @@ def test_a_directory_or_an_array_of_pictures_is_the_same_as_a_zip(source, kind):
         (source / "pictures" / "._00.png").write_text("left by macOS")
     before = imported(source).subject("A").digest
     describe(source, images="pictures.npy" if kind == "npy" else "pictures")
-    assert import_arrays(source, target(source) + "-2").subject("A").digest == before
+    assert imported(source, store=target(source) + "-2").subject("A").digest == before
 
 
 def test_the_same_picture_in_two_recordings_is_one_image(source):
@@ -192,6 +196,49 @@ def test_any_real_numbers_will_do(source, dtype):
     np.testing.assert_allclose(imported(source).subject("A").responses(), values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("repeats_axis", [1, 2])
+def test_the_axis_of_repeats_may_come_second_as_in_the_papers_arrays(source, repeats_axis):
+    cube = responses(N, VOXELS, 3).astype(np.float64)
+    np.save(source / "responses.npy", cube.swapaxes(1, 2) if repeats_axis == 1 else cube)
+    describe(source, repeats_axis=repeats_axis)
+    subject = imported(source).subject("A")
+    assert (subject.n_trials, subject.n_voxels) == (3 * N, VOXELS)
+    np.testing.assert_allclose(subject.responses()[4], cube[1, :, 1], rtol=1e-6)
+
+
+def by_session(source: Path) -> None:
+    trials(source, "image,session\n" + "\n".join(f"{k},{1 + k // 4}" for k in range(N)))
+
+
+def test_the_first_sessions_or_some_of_them_come_in_and_the_others_later(source):
+    by_session(source)
+    store = imported(source, sessions=SessionChoice(n=1))
+    np.testing.assert_array_equal(store.subject("A").session, np.repeat(1, 4))
+    imported(source, sessions=SessionChoice(numbered=(3,)))
+    told: list[str] = []
+    whole = imported(source, tell=told.append).subject("A")
+    assert told == ["A: 1 session added, 4 trials"]
+    np.testing.assert_array_equal(whole.responses(), responses(N, VOXELS))
+    assert whole.digest == imported(source, store=target(source) + "-2").subject("A").digest
+
+
+def test_sessions_that_are_not_there_are_refused(source):
+    with pytest.raises(ValueError, match="A has no session index, so sessions can't be chosen"):
+        imported(source, sessions=SessionChoice(n=1))
+    by_session(source)
+    with pytest.raises(ValueError, match=r"A has 3 sessions \(1-3\); --sessions 4 asks for more"):
+        imported(source, sessions=SessionChoice(n=4))
+    with pytest.raises(ValueError, match="A has no session 9; it has 1-3"):
+        imported(source, sessions=SessionChoice(numbered=(1, 9)))
+
+
+def test_pictures_may_stay_out(source):
+    store = imported(source, pixels=False)
+    assert store.image_ids() == [pixel_identity(p) for p in pictures(N)]
+    with pytest.raises(ValueError, match="without pixels"):
+        next(store.pixels())
+
+
 # -- again and again ---------------------------------------------------------------------------------------------------
 
 
@@ -204,21 +251,22 @@ def test_only_the_subjects_asked_for_come_in_and_the_others_later(source):
     two_subjects(source)
     assert imported(source, subjects=("B",)).subjects == ["B"]
     told: list[str] = []
-    store = imported(source, progress=told.append)
+    store = imported(source, tell=told.append)
     assert store.subjects == ["A", "B"]
-    assert told == ["A: 12 trials, 4 voxels", "B: there already"]
+    assert told == ["A: 12 trials, 4 voxels, 12 images", "B: there already"]
     assert store.n_images == N
 
 
-def test_an_import_that_died_between_images_and_subject_can_be_run_again(source, monkeypatch):
-    def dying(self, data):
+def test_an_import_that_died_can_be_run_again(source, monkeypatch):
+    def dying(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PooledStore, "add_subject", dying)
+        patch.setattr("data.store.commit_part", dying)
         with pytest.raises(KeyboardInterrupt):
             imported(source)
-    assert PooledStore.open(target(source)).subjects == []
+    died = PooledStore.open(target(source))
+    assert (died.subjects, died.n_images) == ([], 0)
     store = imported(source)
     assert (store.subjects, store.n_images) == (["A"], N)
     np.testing.assert_array_equal(store.subject("A").responses(), responses(N, VOXELS))
@@ -262,10 +310,10 @@ def test_a_path_that_is_something_else_is_left_alone(source, kind):
 
 def test_a_check_tells_good_from_bad_and_writes_nothing(source):
     describe(source, {"subject": "B", "responses": "absent.npy", "images": "images.zip"})
-    good, bad = check_arrays(source)
-    assert good == ["A: 12 trials, 4 voxels, 12 images"]
-    assert len(bad) == 1
-    assert "absent.npy does not exist" in bad[0]
+    plan = plan_arrays(source)
+    assert [described(subject) for subject in plan.subjects] == ["A: 12 trials, 4 voxels, 12 images"]
+    assert len(plan.problems) == 1
+    assert "absent.npy does not exist" in plan.problems[0]
     assert not Path(target(source)).exists()
 
 
@@ -446,7 +494,7 @@ def test_a_subject_that_is_not_listed_is_told_who_is(source):
 
 @pytest.mark.slow
 def test_real_recordings_come_in(shared_data, tmp_path):
-    store = import_arrays(shared_data / "v4", str(tmp_path / "v4.zarr"), table=V4)
+    store = imported(shared_data / "v4", store=str(tmp_path / "v4.zarr"), table=V4)
     assert store.subjects == ["PE201025", "PE210224", "PE210325", "WE190923"]
     shapes = {name: (store.subject(name).n_voxels, n_sessions_of(store.subject(name))) for name in store.subjects}
     assert shapes == {"WE190923": (33, 6), "PE201025": (89, 6), "PE210224": (67, 4), "PE210325": (50, 3)}
@@ -462,5 +510,5 @@ def test_real_recordings_come_in(shared_data, tmp_path):
     parts = split_of(store).parts
     assert 0.12 < np.mean(parts == "test") < 0.18
     told: list[str] = []
-    import_arrays(shared_data / "v4", str(tmp_path / "v4.zarr"), table=V4, progress=told.append)
+    imported(shared_data / "v4", store=str(tmp_path / "v4.zarr"), table=V4, tell=told.append)
     assert all(line.endswith("there already") for line in told)

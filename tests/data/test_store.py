@@ -178,6 +178,11 @@ def test_a_subject_is_a_number_or_a_name(store, make_subject):
     store.add_subject(make_subject("190923", [0, 1]))
     assert store.subject(2).name == store.subject("2").name == store.subject("subj02").name == "subj02"
     assert store.subject("190923").name == "190923"
+    store.add_subject(make_subject("sub-07", [0, 1]))
+    assert store.subject(7).name == store.subject("07").name == "sub-07"
+    store.add_subject(make_subject("subj07", [0, 1]))
+    with pytest.raises(ValueError, match="subject '7' could be sub-07 or subj07"):
+        store.subject(7)
 
 
 def test_the_same_subject_twice_is_refused(store, make_subject):
