@@ -4,7 +4,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from adapters.fit import Fitted, Method, fit_adapter, threads_for
 from data.audit import audit_fit
 from data.command_line import CommonOptions, Session, begin, run
 from data.parcels import parcels
-from data.preprocess import n_sessions_of, samples
+from data.preprocess import Preprocessing, n_sessions_of, samples
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
@@ -43,6 +43,8 @@ class Adapt:
     """NAME@ALIAS or NAME/VERSION (default: the champion that was registered last)."""
     method: Method = "head"
     """ridge: the closed-form start alone; head: refined by gradient steps while validation improves."""
+    standardise: Literal["session", "first-n"] = "session"
+    """What standardises test trials of later sessions: that session's own non-test trials, or the first N sessions."""
     allow_seen: bool = False
     """Allow a subject that the backbone was trained on."""
     seed: int = 0
@@ -65,6 +67,7 @@ def adapt(command: Adapt) -> None:
     train = samples(measurements, split, "train", n_sessions=command.sessions)
     validation = samples(measurements, split, "validation", n_sessions=command.sessions)
     audit_fit(store.image_ids(), split, {subject: train}, {subject: validation})
+    preprocessing = Preprocessing(later_sessions=command.standardise)
     size = made_from["recipe"]["data"]["parcel_size"]
     parcel = torch.from_numpy(parcels(measurements.n_voxels, measurements.coordinates, size=size)).long()
     lineage = {
@@ -78,6 +81,8 @@ def adapt(command: Adapt) -> None:
         "store": where,
         "store_digest": store.digest([subject], encoder),
         "split_digest": split.digest,
+        "preprocessing": preprocessing.name,
+        "preprocessing_digest": preprocessing.digest,
         "code_version": code_version(),
     }
     name = f"adapt-{subject}-{command.sessions}s-{backbone.name}"
@@ -97,7 +102,13 @@ def adapt(command: Adapt) -> None:
             )
         console.print(_told(fitted, len(train), len(validation)))
         scores = score_subject(
-            {"manybrains": model}, measurements, tokens, split, n_sessions=command.sessions, seed=command.seed
+            {"manybrains": model},
+            measurements,
+            tokens,
+            split,
+            n_sessions=command.sessions,
+            preprocessing=preprocessing,
+            seed=command.seed,
         )
         print_scores(scores)
         log_scores(tracked, scores)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from data.features import compute_features, load_encoder
 from data.home import stores_dir
+from data.migrate import migrate
 from data.phantom import PRESETS, write_phantom
 from data.store import PooledStore
 
@@ -15,6 +16,7 @@ def embedded_phantom(preset: str, *, tell: Callable[[str], None] = lambda line: 
         tell(f"making the embedded data set, phantom {preset} (once): {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_phantom(path, PRESETS[preset])
+    migrate(path, tell=tell)
     encoder = load_encoder("gabor")
     store = PooledStore.open(path)
     if encoder.name not in store.encoders or store.missing_tokens(encoder.name):

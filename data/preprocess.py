@@ -4,16 +4,44 @@ Within the first N sessions, each session is standardised by its own training tr
 standardised by that session's non-test trials, without regard to which images they show (protocol rule 6).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from scipy import sparse
 
+from data.schema import json_digest
 from data.splits import Part, Split
 from data.store import SubjectStore
 
 MIN_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is done to raw responses; its name and digest go into every run's lineage."""
+
+    later_sessions: Literal["session", "first-n"] = "session"
+    """Test trials in sessions beyond the first N are standardised by their own session's non-test trials, or by the
+    training trials of the first N."""
+
+    @property
+    def name(self) -> str:
+        """How tables call the normalisation."""
+        return "session-standardised" if self.later_sessions == "session" else "standardised by the first N sessions"
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the numbers."""
+        rules = {
+            "version": 1,
+            "within_first_n": "session, training trials",
+            "repeats": "mean",
+            "min_trials": MIN_TRIALS,
+        }
+        return json_digest(rules | asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +76,7 @@ def standardise(
 ) -> Float32[np.ndarray, "trial voxel"]:
     """Return each session less its mean over the trials in `use`, over their standard deviation.
 
-    A voxel that doesn't vary in a session becomes 0 there. Statistics are summed in double precision: in single, the
-    mean of equal numbers may not be that number, and the rounding error would pass for variation.
+    A voxel that doesn't vary in a session becomes 0 there.
 
     Raises
     ------
@@ -57,17 +84,27 @@ def standardise(
         If a session has fewer than ten trials in `use`.
     """
     out = np.empty(responses.shape, np.float32)
-    for number in np.unique(session):
+    for number in np.unique(session).tolist():
         here = session == number
-        basis = responses[here & use]
-        if len(basis) < MIN_TRIALS:
-            raise ValueError(
-                f"session {number} has {len(basis)} trials to standardise by; at least {MIN_TRIALS} are needed, so "
-                f"leave that session out"
-            )
-        mean, sd = basis.mean(0, dtype=np.float64), basis.std(0, dtype=np.float64)
-        out[here] = np.where(sd > 0, (responses[here] - mean) / np.where(sd > 0, sd, 1), 0)
+        out[here] = _apply(responses[here], *_statistics(responses[here & use], number))
     return out
+
+
+def _statistics(basis: np.ndarray, session: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation over trials, summed in double precision.
+
+    In single, the mean of equal numbers may not be that number, and the rounding error would pass for variation.
+    """
+    if len(basis) < MIN_TRIALS:
+        raise ValueError(
+            f"session {session} has {len(basis)} trials to standardise by; at least {MIN_TRIALS} are needed, so "
+            f"leave that session out"
+        )
+    return basis.mean(0, dtype=np.float64), basis.std(0, dtype=np.float64)
+
+
+def _apply(responses: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    return np.where(sd > 0, (responses - mean) / np.where(sd > 0, sd, 1), 0).astype(np.float32)
 
 
 def average_repeats(
@@ -104,39 +141,99 @@ def _first_sessions(subject: SubjectStore, n_sessions: int | None) -> tuple[np.n
     return subject.session, np.isin(subject.session, np.unique(subject.session)[:n_sessions])
 
 
-def _standardised(
-    subject: SubjectStore, split: Split, n_sessions: int | None, wanted: Bool[np.ndarray, " trial"]
-) -> tuple[Trials, Int[np.ndarray, " used"]]:
-    """Return the trials in `wanted`, standardised, and the images of those that gave the statistics.
+def _sessions(
+    subject: SubjectStore,
+    split: Split,
+    n_sessions: int | None,
+    wanted: Bool[np.ndarray, " trial"],
+    preprocessing: Preprocessing,
+) -> Iterator[tuple[Int[np.ndarray, " trial"], Float32[np.ndarray, "trial voxel"], Int[np.ndarray, " used"]]]:
+    """Yield by session: the wanted trials, their standardised responses, the images that gave the statistics.
 
-    Sessions without a wanted trial are not looked at.
+    One session is in memory at a time; those without a wanted trial are not looked at.
     """
     session, first = _first_sessions(subject, n_sessions)
     train = split.select(subject.image, "train")
-    here = np.isin(session, session[wanted])
-    use = np.where(first, train, ~split.select(subject.image, "test"))[here]
+    of_first = _statistics_of(subject, session, first, train) if preprocessing.later_sessions == "first-n" else None
+    for number in np.unique(session[wanted]).tolist():
+        trials = np.flatnonzero(session == number)
+        in_first = bool(first[trials[0]])
+        use = train[trials] if in_first else ~split.select(subject.image[trials], "test")
+        responses = subject.responses(trials)
+        if in_first or of_first is None:
+            mean, sd = _named_statistics(subject, responses[use], number)
+            used = subject.image[trials][use]
+        else:
+            mean, sd, used = of_first
+        keep = wanted[trials]
+        yield trials[keep], _apply(responses if keep.all() else responses[keep], mean, sd), used
+
+
+def _named_statistics(subject: SubjectStore, basis: np.ndarray, session: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        responses = standardise(subject.responses(None if here.all() else np.flatnonzero(here)), session[here], use)
+        return _statistics(basis, session)
     except ValueError as error:
         raise ValueError(f"{subject.name}: {error}") from error
+
+
+def _statistics_of(
+    subject: SubjectStore, session: np.ndarray, first: np.ndarray, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean and standard deviation over the training trials of the first sessions, and the images of these.
+
+    Standard deviations are within sessions: the average session's.
+    """
+    sums, squares, n = np.zeros(subject.n_voxels), np.zeros(subject.n_voxels), 0
+    for number in np.unique(session[first]).tolist():
+        basis = subject.responses(np.flatnonzero((session == number) & train))
+        mean, sd = _named_statistics(subject, basis, number)
+        sums, squares, n = sums + mean * len(basis), squares + sd**2 * len(basis), n + len(basis)
+    return sums / n, np.sqrt(squares / n), subject.image[first & train]
+
+
+def _standardised(
+    subject: SubjectStore,
+    split: Split,
+    n_sessions: int | None,
+    wanted: Bool[np.ndarray, " trial"],
+    preprocessing: Preprocessing,
+) -> Trials:
+    """Return the trials in `wanted`, standardised, in their order."""
+    place = np.cumsum(wanted) - 1
+    responses = np.empty((int(wanted.sum()), subject.n_voxels), np.float32)
+    for trials, values, _ in _sessions(subject, split, n_sessions, wanted, preprocessing):
+        responses[place[trials]] = values
     averaged = subject.trial_column("n_averaged")
-    keep = wanted[here]
-    trials = Trials(
+    return Trials(
         subject=subject.name,
         image=subject.image[wanted],
-        responses=responses if keep.all() else responses[keep],
-        n_averaged=np.ones(keep.sum(), np.float32) if averaged is None else averaged[wanted],
+        responses=responses,
+        n_averaged=np.ones(len(responses), np.float32) if averaged is None else averaged[wanted],
     )
-    return trials, subject.image[here][use]
 
 
-def standardised_trials(subject: SubjectStore, split: Split, *, n_sessions: int | None = None) -> Trials:
+def standardised_trials(
+    subject: SubjectStore,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Trials:
     """Return all of a subject's trials, standardised as the protocol says for a model that had `n_sessions`."""
-    return _standardised(subject, split, n_sessions, np.ones(subject.n_trials, bool))[0]
+    return _standardised(subject, split, n_sessions, np.ones(subject.n_trials, bool), preprocessing)
 
 
-def samples(subject: SubjectStore, split: Split, part: Part, *, n_sessions: int | None = None) -> Samples:
+def samples(
+    subject: SubjectStore,
+    split: Split,
+    part: Part,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Samples:
     """Return the images of `part` that a subject saw in the first `n_sessions` (None: in all) and its mean responses.
+
+    Sessions are read one at a time: beside the result, one session is in memory.
 
     Raises
     ------
@@ -148,14 +245,39 @@ def samples(subject: SubjectStore, split: Split, part: Part, *, n_sessions: int 
     if not keep.any():
         within = "" if n_sessions is None else f" in the first {n_sessions} sessions"
         raise ValueError(f"{subject.name} saw no {part} image{within}")
-    trials, used = _standardised(subject, split, n_sessions, keep)
-    image, responses, count = average_repeats(trials.responses, trials.image, trials.n_averaged)
-    return Samples(subject=subject.name, image=image, responses=responses, n_repeats=count, standardised_by=used)
+    averaged = subject.trial_column("n_averaged")
+    weight = np.ones(subject.n_trials, np.float32) if averaged is None else averaged
+    rows, inverse = np.unique(subject.image[keep], return_inverse=True)
+    count = np.bincount(inverse, weight[keep]).astype(np.float32)
+    place = np.full(subject.n_trials, -1)
+    place[keep] = inverse
+    mean = np.zeros((len(rows), subject.n_voxels), np.float32)
+    used = []
+    for trials, values, of_session in _sessions(subject, split, n_sessions, keep, preprocessing):
+        shown, within_session = np.unique(place[trials], return_inverse=True)
+        share = weight[trials] / count[place[trials]]
+        mean[shown] += (
+            sparse.csr_array((share, (within_session, np.arange(len(trials)))), (len(shown), len(trials))) @ values
+        )
+        used.append(of_session)
+    return Samples(
+        subject=subject.name,
+        image=rows,
+        responses=mean,
+        n_repeats=count,
+        standardised_by=np.concatenate(used),
+    )
 
 
-def test_trials(subject: SubjectStore, split: Split, *, n_sessions: int | None = None) -> Trials:
+def test_trials(
+    subject: SubjectStore,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Trials:
     """Return the trials of the test images, wherever they lie, standardised for a model that had `n_sessions`."""
     keep = split.select(subject.image, "test")
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
-    return _standardised(subject, split, n_sessions, keep)[0]
+    return _standardised(subject, split, n_sessions, keep, preprocessing)

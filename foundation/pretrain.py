@@ -52,6 +52,8 @@ class Pretrain:
     """Encoder whose tokens are read."""
     parcel_size: int = 30
     """Voxels per ROI of Stage 1."""
+    shuffle_buffer: int | None = None
+    """Samples of each subject within which the order is shuffled (default: the whole epoch)."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     seed: int = 0
@@ -75,6 +77,7 @@ class Pretrain:
             subjects=recipe.data.subjects,
             encoder=recipe.data.encoder,
             parcel_size=recipe.data.parcel_size,
+            shuffle_buffer=recipe.data.shuffle_buffer,
             checkpoint_every=recipe.checkpoint_every,
             seed=recipe.seed,
             backbone=recipe.backbone,
@@ -87,7 +90,12 @@ class Pretrain:
         recipe = recipe_named(self.recipe)
         store = self.store and (self.store if "://" in self.store else str(Path(self.store).resolve()))
         data = replace(
-            recipe.data, store=store, subjects=self.subjects, encoder=self.encoder, parcel_size=self.parcel_size
+            recipe.data,
+            store=store,
+            subjects=self.subjects,
+            encoder=self.encoder,
+            parcel_size=self.parcel_size,
+            shuffle_buffer=self.shuffle_buffer,
         )
         return replace(
             recipe,
@@ -220,7 +228,7 @@ def _score_and_register(
     print_scores(scores)
     log_scores(tracked, scores)
     tracked.artifact(best, "backbone")
-    keys = ("store", "store_digest", "encoder_digest", "split_digest", "code_version", "step")
+    keys = ("store", "store_digest", "encoder_digest", "split_digest", "preprocessing_digest", "code_version", "step")
     lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
     lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{made_from['validation_voxel_r']:.6f}"}
     name = recipe.name if recipe.data.store is None else store.name

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32, Int
 
-from data.preprocess import Samples, samples
+from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
 from foundation.evaluation.baselines import fit_ridge, ridge_features
@@ -59,12 +59,13 @@ def score_subject(
     split: Split,
     *,
     n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
     seed: int = 0,
     n_bootstraps: int = 1000,
 ) -> Scores:
     """Score models and ridge on a subject's test images, all with the same sessions to learn from."""
-    measured, rows = measured_test(subject, split, n_sessions=n_sessions)
-    train = samples(subject, split, "train", n_sessions=n_sessions)
+    measured, rows = measured_test(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
+    train = samples(subject, split, "train", n_sessions=n_sessions, preprocessing=preprocessing)
     predictions = {name: model_prediction(model, tokens, subject.name, rows) for name, model in models.items()}
     predictions["ridge"] = ridge_prediction(tokens, train, rows, seed=seed)
     training_mean = train.responses.mean(0)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data.noise_ceiling import ncsnr, noise_ceiling
-from data.preprocess import Trials, average_repeats, standardised_trials
+from data.preprocess import Preprocessing, Trials, average_repeats, standardised_trials
 from data.rois import families
 from data.splits import Split
 from data.store import SubjectStore
@@ -12,7 +12,11 @@ from foundation.evaluation.score import Measured
 
 
 def measured_test(
-    subject: SubjectStore, split: Split, *, n_sessions: int | None = None
+    subject: SubjectStore,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> tuple[Measured, Int[np.ndarray, " image"]]:
     """Return the test trials of `subject` for a model that had `n_sessions`, and the store's row of each image.
 
@@ -23,7 +27,7 @@ def measured_test(
     ValueError
         If the subject saw no test image.
     """
-    trials = standardised_trials(subject, split, n_sessions=n_sessions)
+    trials = standardised_trials(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
     keep = split.select(trials.image, "test")
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
@@ -48,7 +52,7 @@ def measured_test(
         families=families(subject),
         notes=notes,
         trial_reason="the data came averaged over repeats" if averaged else None,
-        normalisation="standardised by the training images" if subject.session is None else "session-standardised",
+        normalisation="standardised by the training images" if subject.session is None else preprocessing.name,
     )
     return measured, rows
 

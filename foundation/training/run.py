@@ -16,7 +16,7 @@ import torch
 from data.audit import audit_fit
 from data.home import home
 from data.parcels import parcels
-from data.preprocess import samples
+from data.preprocess import Preprocessing, samples
 from data.schema import json_digest
 from data.splits import split_of
 from data.store import PooledStore
@@ -158,6 +158,7 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
         "subject_digests": {name: store.subject(name).digest for name in names},
         "encoder_digest": store.tokens(recipe.data.encoder).digest,
         "split_digest": split.digest,
+        "preprocessing_digest": Preprocessing().digest,
         "code_version": code_version(),
         "run": plan.directory.name,
     }

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from data.preprocess import (
     MIN_TRIALS,
+    Preprocessing,
     average_repeats,
     n_sessions_of,
     samples,
@@ -15,7 +16,7 @@ from data.preprocess import (
 )
 from data.preprocess import test_trials as trials_of_test_images
 from data.splits import split_images, split_of
-from data.store import PooledStore
+from data.store import PooledStore, SubjectStore
 
 N_IMAGES, PER_SESSION, N_SESSIONS = 60, 40, 3
 
@@ -148,6 +149,46 @@ def test_test_trials_of_later_sessions_use_that_sessions_other_trials(remade):
     basis = raw[(session == 1) & (part == "train")]
     expected = (raw[(part == "test") & (session == 1)] - basis.mean(0)) / basis.std(0)
     np.testing.assert_allclose(trials.responses[first], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_test_trials_of_later_sessions_may_use_the_first_n_sessions_alone(remade):
+    def change(responses, parts, session):
+        responses[(session == 3) & (parts != "test")] += 100
+        return responses
+
+    first_n = Preprocessing(later_sessions="first-n")
+    (plain, split), (changed, _) = remade(), remade(change)
+    before, after = (
+        trials_of_test_images(subject, split, n_sessions=2, preprocessing=first_n) for subject in (plain, changed)
+    )
+    np.testing.assert_array_equal(after.responses, before.responses)
+    raw, session, train = plain.responses(), plain.session, split.select(plain.image, "train")
+    bases = [raw[(session == number) & train] for number in (1, 2)]
+    mean = np.concatenate(bases).mean(0)
+    variance = sum(basis.var(0) * len(basis) for basis in bases) / sum(map(len, bases))
+    later = (session == 3) & split.select(plain.image, "test")
+    got = before.responses[session[split.select(plain.image, "test")] == 3]
+    np.testing.assert_allclose(got, (raw[later] - mean) / np.sqrt(variance), rtol=1e-4, atol=1e-5)
+
+
+def test_a_preprocessing_is_known_by_its_digest():
+    assert Preprocessing().digest == Preprocessing().digest
+    assert Preprocessing(later_sessions="first-n").digest != Preprocessing().digest
+
+
+def test_one_session_is_in_memory_at_a_time(remade, monkeypatch):
+    subject, split = remade()
+    read = []
+    responses = SubjectStore.responses
+
+    def counted(self, trials=None):
+        read.append(self.n_trials if trials is None else len(trials))
+        return responses(self, trials)
+
+    monkeypatch.setattr(SubjectStore, "responses", counted)
+    samples(subject, split, "train")
+    standardised_trials(subject, split)
+    assert read == [PER_SESSION] * 2 * N_SESSIONS
 
 
 def test_all_trials_are_the_same_as_each_selection_of_them(remade):
