@@ -1,18 +1,17 @@
 """``python -m data``: make, fill and inspect pooled stores."""
 
+import time
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
 from data.command_line import CommonOptions, Session, begin, run
-from data.rois import families
-from data.splits import split_of
+from data.importers.command import import_
 from data.store import PooledStore
 
 Store = Annotated[str, arg(metavar="STORE")]
@@ -47,6 +46,7 @@ def phantom(
         session: common options.
     """
     begin(session)
+    from data.describe import describe, show_summary
     from data.phantom import PRESETS, write_phantom
 
     given = dict(subjects=subjects, sessions=sessions, trials_per_session=trials_per_session, voxels=voxels)
@@ -54,45 +54,7 @@ def phantom(
     config = replace(PRESETS[preset], seed=seed, **{k: v for k, v in given.items() if v is not None})
     write_phantom(store, config)
     features(store, encoder="gabor")
-    info(store)
-
-
-def import_(
-    format: Positional[Literal["arrays"]],
-    source: Positional[Path],
-    store: Positional[Store],
-    /,
-    *,
-    recordings: Path | None = None,
-    subjects: tuple[str, ...] | None = None,
-    check: bool = False,
-    session: CommonOptions = Session(),
-) -> None:
-    """Import recordings into a store, made if it is missing.
-
-    Args:
-        format: layout of the source; `arrays` is a directory with a recordings.json (see docs/importing.md).
-        source: the directory.
-        store: the store to add them to.
-        recordings: the table, where it is not SOURCE/recordings.json.
-        subjects: only these.
-        check: read everything and report, write nothing.
-        session: common options.
-    """
-    begin(session)
-    from data.importers.arrays import check_arrays, import_arrays
-
-    console = Console()
-    if check:
-        good, bad = check_arrays(source, recordings)
-        for line in good:
-            console.print(f"ok   {line}", markup=False, soft_wrap=True)
-        for line in bad:
-            console.print(f"bad  {line}", markup=False, soft_wrap=True)
-        if bad:
-            raise ValueError(f"{len(bad)} of {len(good) + len(bad)} recordings can't be imported")
-        return
-    import_arrays(source, store, table=recordings, subjects=subjects, progress=console.print)
+    show_summary(describe(PooledStore.open(store), ceilings=False), Console())
 
 
 def features(
@@ -118,17 +80,18 @@ def features(
 
     opened = PooledStore.open(store, writable=True)
     loaded = load_encoder(encoder, depths=depths)
-    done = 0
+    there = opened.n_encoded(name or loaded.name)
+    done, started = 0, time.monotonic()
 
     def progress(n: int) -> None:
         nonlocal done
         done += n
-        bar.advance(todo, n)
+        bar.update(todo, advance=n, rate=f"{done / (time.monotonic() - started):.1f} images/s")
 
-    with Progress() as bar:
-        todo = bar.add_task(f"{loaded.name} tokens", total=opened.n_images)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        todo = bar.add_task(f"{loaded.name} tokens", total=opened.n_images, completed=there, rate="")
         kept = compute_features(opened, loaded, name=name, progress=progress)
-        bar.update(todo, completed=opened.n_images)
     how = f"{done} computed now" if done else "all there already, nothing to do"
     Console().print(
         f"{store}: {kept} tokens of {opened.n_images} images ({how}), depths {loaded.depths}, width {loaded.width}",
@@ -137,38 +100,85 @@ def features(
     )
 
 
-def info(store: Positional[Store], /, *, session: CommonOptions = Session()) -> None:
+def info(
+    store: Positional[Store], /, *, json: bool = False, ceilings: bool = True, session: CommonOptions = Session()
+) -> None:
     """Print what a store holds.
 
     Args:
         store: the store.
+        json: print it as JSON.
+        ceilings: estimate noise ceilings from the repeats, for which all responses are read.
         session: common options.
     """
     begin(session)
-    opened = PooledStore.open(store)
-    split = split_of(opened)
-    parts = {part: int((split.parts == part).sum()) for part in ("train", "validation", "test")}
-    table = Table(title=f"{opened.name} ({store})")
-    for column in ("subject", "sessions", "trials", "images", "voxels", "unit", "ROI families (voxels)"):
-        table.add_column(column, justify="left" if column in ("subject", "unit") else "right")
-    for name in opened.subjects:
-        subject = opened.subject(name)
-        sessions = "n/a" if subject.session is None else str(len(np.unique(subject.session)))
-        found = ", ".join(f"{family} {mask.sum()}" for family, mask in families(subject).items()) or "n/a"
-        shown = len(np.unique(subject.image))
-        table.add_row(
-            name, sessions, str(subject.n_trials), str(shown), str(subject.n_voxels), subject.attrs["unit"], found
+    from data.describe import describe, show
+
+    found = describe(PooledStore.open(store), ceilings=ceilings)
+    if json:
+        print(dumps(found, indent=2))
+    else:
+        show(found, Console())
+
+
+def validate(store: Positional[Store], /, *, quick: bool = False, session: CommonOptions = Session()) -> None:
+    """Check a store: every byte, every digest, and that all its parts agree.
+
+    Args:
+        store: the store.
+        quick: look at metadata, tables and the presence of shards only; read no responses, pictures or tokens.
+        session: common options.
+    """
+    begin(session)
+    from data.validate import validate as findings_of
+
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    remarks: list[str] = []
+    with Progress() as bar:
+        task = bar.add_task("reading")
+        found = findings_of(
+            store,
+            deep=not quick,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            remark=remarks.append,
         )
-    console = Console()
-    console.print(table)
-    console.print(f"images: {opened.n_images}, split by {split.rule}: {parts}")
-    for encoder in opened.encoders:
-        if missing := opened.missing_tokens(encoder):
-            console.print(f"tokens {encoder}: lacking for {len(missing)} image blocks; run `python -m data features`")
-            continue
-        tokens = opened.tokens(encoder)
-        _, patch, width = tokens.shape
-        console.print(f"tokens {encoder}: depths {tokens.depths}, {patch} patches, width {width}, {tokens.digest[:19]}")
+    for line in remarks:
+        console.print(f"note {line}")
+    for line in found:
+        console.print(f"bad  {line}")
+    if found:
+        raise ValueError(f"{store}: {len(found)} findings")
+    opened = PooledStore.open(store)
+    counts = f"{len(opened.subjects)} subjects, {opened.n_images} images, {len(opened.encoders)} encoders"
+    console.print(f"{store}: valid ({counts}{'; chunks not read' if quick else ''})")
+
+
+def export(
+    store: Positional[Store],
+    /,
+    *,
+    subject: str,
+    map: str,
+    out: Path,
+    overwrite: bool = False,
+    session: CommonOptions = Session(),
+) -> None:
+    """Write a map of a subject's voxels: NIfTI for volumes, GIFTI for surfaces, npy for either.
+
+    Args:
+        store: the store.
+        subject: number or name.
+        map: mean, sd, ncsnr, noise-ceiling, split-half, published:NAME, roi:FAMILY or parcels:SPEC.
+        out: file to write; its ending (.nii, .nii.gz, .gii, .npy) says the format.
+        overwrite: replace files that are there.
+        session: common options.
+    """
+    begin(session)
+    from data.export import export_map
+
+    console = Console(soft_wrap=True)
+    for path in export_map(PooledStore.open(store), subject, map, out, overwrite=overwrite):
+        console.print(f"wrote {path}", markup=False)
 
 
 def migrate(store: Positional[Store], /, *, session: CommonOptions = Session()) -> None:
@@ -188,7 +198,15 @@ def migrate(store: Positional[Store], /, *, session: CommonOptions = Session()) 
 
 def main() -> None:
     """Run the command line."""
-    commands = {"phantom": phantom, "import": import_, "features": features, "info": info, "migrate": migrate}
+    commands = {
+        "phantom": phantom,
+        "import": import_,
+        "features": features,
+        "info": info,
+        "validate": validate,
+        "export": export,
+        "migrate": migrate,
+    }
     run(commands, program="python -m data", description=__doc__)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from data.schema import FORMAT_VERSION, TRIAL_COLUMNS, Rois, SubjectData
 from data.store import OldStoreError, PooledStore, format_version, written_by
@@ -45,11 +46,10 @@ def _from_0(path: str, root: zarr.Group) -> None:
         # Labels and coordinates lie where format 1 has them, so the subject's head is there once it says so.
         group.attrs.update({"head_digest": data.source(ids).head_digest(), "place": None})
         store.add_subject(data)
-    root.attrs.update({"format_version": 1, "written_by": written_by()})
     for _, group in subjects:
-        for old in ("responses", "trials"):
-            if old in group:
-                del group[old]
+        for old in ("responses", "trials"):  # whatever an interruption left of them
+            sync(group.store.delete_dir(f"{group.path}/{old}"))
+    root.attrs.update({"format_version": 1, "written_by": written_by()})
 
 
 def _subject_0(name: str, group: zarr.Group) -> SubjectData:

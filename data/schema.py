@@ -289,8 +289,8 @@ class SubjectSource:
     def _check(self) -> None:
         if self.n_trials == 0 or self.voxels.n_voxels == 0:
             raise ValueError(f"responses are empty, shape ({self.n_trials}, {self.voxels.n_voxels})")
-        if self.dtype.kind not in "if":
-            raise ValueError(f"responses must be integers or floats, got {self.dtype}")
+        if self.dtype.kind not in "if" or not self.dtype.isnative:
+            raise ValueError(f"responses must be integers or floats in this machine's byte order, got {self.dtype}")
         if not (np.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"scale must be a positive number, got {self.scale}")
         self.voxels.check()
@@ -317,6 +317,10 @@ class SubjectSource:
         for name, column in session.columns.items():
             if len(column) != session.n_trials:
                 raise ValueError(f"{session.n_trials} trials but {len(column)} values of {name!r}")
+            kind = np.dtype(TRIAL_COLUMNS[name])
+            if kind.kind == "i" and len(column) and not _fits(column, kind):
+                worst = column.flat[np.abs(column).argmax()]
+                raise ValueError(f"{name!r} must be whole numbers of at most {np.iinfo(kind.name).max}, got {worst}")
         image = session.columns["image"]
         if len(image) and (image.min() < 0 or image.max() >= n_images):
             bad = int(image.min() if image.min() < 0 else image.max())
@@ -327,6 +331,12 @@ class SubjectSource:
                 raise ValueError("n_averaged must be positive in every trial (1 for a single trial)")
             if (averaged > 1).any() and not self.upstream_preprocessing:
                 raise ValueError("rows are averages (n_averaged), so upstream_preprocessing must say how")
+
+
+def _fits(column: np.ndarray, kind: np.dtype[Any]) -> bool:
+    """Return whether integers can be stored as `kind` without loss."""
+    limits = np.iinfo(kind.name)
+    return column.dtype.kind in "iu" and int(column.min()) >= limits.min and int(column.max()) <= limits.max
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,14 @@ A block of images has ``patch`` (image, depth, patch, width), one token for the 
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import Float16, Int
 
-from data.zarr_arrays import array_at, attribute, begin, create_array, group_at, rows_of, shard_rows
+from data.row_reader import OpenFiles, row_reader
+from data.zarr_arrays import array_at, attribute, begin, create_array, group_at, shard_rows
 
 TokenBatch = tuple[Float16[np.ndarray, "image depth width"], Float16[np.ndarray, "image depth patch width"]]
 NamedTokens = Mapping[str, np.ndarray]
@@ -55,7 +55,7 @@ def write_tokens(features: zarr.Group, block: str, n_images: int, batches: Itera
     if left := sum(len(part["patch"]) for part in waiting):
         flush(left)
     assert start == n_images, f"{start} of {n_images} images of block {block} were encoded"
-    group.attrs.put({"complete": True})
+    group.attrs.put({"complete": True, "tokens": sorted(group.array_keys())})
 
 
 def _arrays(group: zarr.Group, n_images: int, first: NamedTokens, *, make: bool) -> dict[str, zarr.Array]:
@@ -85,18 +85,28 @@ class TokenReader:
         """What the token of the whole image is: ``cls`` or ``pooled``."""
         self._store, self._blocks, self._missing = store, [block for block, _ in blocks], missing
         self._starts = np.cumsum([0] + [n for _, n in blocks])
-        self._arrays = {
+        arrays = {
             block: (array_at(features, f"{block}/{self.global_token}"), array_at(features, f"{block}/patch"))
             for block in self._blocks
             if block not in missing
         }
+        _, *self._shape = arrays[there][1].shape
+        files = OpenFiles()
+        self._readers = {block: (row_reader(a, files), row_reader(b, files)) for block, (a, b) in arrays.items()}
+        self.how = {block: patch.how for block, (_, patch) in self._readers.items()}
+        """How each image block is read: by ``byte ranges`` of local files or through ``zarr``."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Depths, patches and width of the tokens."""
-        _, patches = next(iter(self._arrays.values()))
-        _, depth, patch, width = patches.shape
+        depth, patch, width = self._shape
         return depth, patch, width
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image's tokens."""
+        depth, patch, width = self.shape
+        return depth * (patch + 1) * width * np.dtype(np.float16).itemsize
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -106,21 +116,32 @@ class TokenReader:
     def require(self, rows: Int[np.ndarray, " image"]) -> None:
         """Raise ValueError if some of `rows` are images added since the tokens were computed."""
         for k in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
+            assert 0 <= k < len(self._blocks), f"an image row is outside the {self._starts[-1]} images"
             if self._blocks[k] in self._missing:
                 raise ValueError(
                     f"{self._store} lacks {self.name!r} tokens of image block {self._blocks[k]}; "
                     f"run `python -m data features` again"
                 )
 
-    def read(self, rows: Int[np.ndarray, " image"]) -> TokenBatch:
-        """Return global and patch tokens of `rows`, in their order; each row is read from disk once."""
-        wanted, inverse = np.unique(np.asarray(rows), return_inverse=True)
-        self.require(wanted)
-        global_, patch = [], []
-        for block, (start, stop) in zip(self._blocks, pairwise(self._starts), strict=True):
-            inside = wanted[(wanted >= start) & (wanted < stop)] - start
-            if len(inside):
-                globals_, patches = self._arrays[block]
-                global_.append(rows_of(globals_, inside))
-                patch.append(rows_of(patches, inside))
-        return np.concatenate(global_)[inverse], np.concatenate(patch)[inverse]
+    def room(self, n: int) -> TokenBatch:
+        """Return uninitialised arrays for the tokens of `n` images."""
+        depth, patch, width = self.shape
+        return np.empty((n, depth, width), np.float16), np.empty((n, depth, patch, width), np.float16)
+
+    def read(self, rows: Int[np.ndarray, " image"], *, out: TokenBatch | None = None) -> TokenBatch:
+        """Return global and patch tokens of `rows`, in their order; rows may repeat. `out` is filled where it is given.
+
+        Raises
+        ------
+        ValueError
+            If an image has no tokens yet, or what is stored is damaged.
+        """
+        rows = np.asarray(rows)
+        self.require(rows)
+        out = self.room(len(rows)) if out is None else out
+        of_block = np.searchsorted(self._starts, rows, side="right") - 1
+        for k in np.unique(of_block):
+            at = np.flatnonzero(of_block == k)
+            for reader, tokens in zip(self._readers[self._blocks[k]], out, strict=True):
+                reader.read_into(tokens, at, rows[at] - self._starts[k])
+        return out

@@ -13,6 +13,8 @@ import zarr
 from jaxtyping import Int
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfigLike
+from zarr.core.sync import sync
 
 Kind = Literal["responses", "tokens", "pixels", "table"]
 
@@ -29,6 +31,8 @@ _CHUNK_BYTES: dict[Kind, int] = {
     "table": 1 << 20,
 }
 _SHARD_BYTES = 64 << 20
+_WRITES_ALL: ArrayConfigLike = {"write_empty_chunks": True}
+"""Zarr leaves chunks of zeros out by itself; then a missing chunk couldn't be told from one of zeros."""
 
 
 def create_array(
@@ -53,6 +57,7 @@ def create_array(
         shards=(chunk_rows * chunks_per_shard, *(max(1, n) for n in shape[1:])),
         compressors=CODECS[kind],
         overwrite=True,
+        config=_WRITES_ALL,
     )
 
 
@@ -71,7 +76,7 @@ def array_at(group: zarr.Group, name: str) -> zarr.Array:
     """Return the array at a path below `group`."""
     array = group[name]
     assert isinstance(array, zarr.Array)
-    return array
+    return array.with_config(_WRITES_ALL)
 
 
 def group_at(group: zarr.Group, name: str) -> zarr.Group:
@@ -108,11 +113,22 @@ def rows_of(array: zarr.Array, rows: Int[np.ndarray, " row"]) -> np.ndarray:
     return np.concatenate([np.asarray(array[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs])
 
 
+def _directories(group: zarr.Group) -> list[str]:
+    """Return the names of what lies in a group, sorted, without its metadata and what a kill left of writing them."""
+
+    async def listed() -> list[str]:
+        return [name async for name in group.store.list_dir(group.path)]
+
+    return sorted(name for name in sync(listed()) if name != "zarr.json" and not name.endswith(".partial"))
+
+
 def members(group: zarr.Group, name: str) -> list[tuple[str, zarr.Group]]:
-    """Return all groups below `name`, by name, complete or not."""
+    """Return all groups below `name`, by name, complete or not; what a kill left between them is passed over."""
     if name not in group:
         return []
-    return sorted(group_at(group, name).groups(), key=lambda member: member[0])
+    parent = group_at(group, name)
+    found = [(key, parent.get(key)) for key in _directories(parent)]
+    return [(key, member) for key, member in found if isinstance(member, zarr.Group)]
 
 
 def complete_members(group: zarr.Group, name: str) -> list[tuple[str, zarr.Group]]:
@@ -121,7 +137,16 @@ def complete_members(group: zarr.Group, name: str) -> list[tuple[str, zarr.Group
 
 
 def begin(group: zarr.Group, path: str, **attributes: Any) -> zarr.Group:
-    """Start a group that will be complete later; the remains of an interrupted write are cleared away."""
+    """Start a group that will be complete later; the remains of an interrupted write are cleared away.
+
+    They lose their attributes first, and what is in them before themselves: half cleared away they are still remains,
+    and are never taken up again.
+    """
+    if path in group:
+        remains = group_at(group, path)
+        remains.attrs.put({})
+        for name in _directories(remains):
+            sync(remains.store.delete_dir(f"{remains.path}/{name}"))
     return group.create_group(path, overwrite=True, attributes=attributes)
 
 

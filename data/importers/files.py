@@ -4,6 +4,7 @@ import contextlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from data.schema import pixel_identity
 
+AT_ONCE = 64
+"""Pictures that are decoded at once where all are read."""
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -41,6 +44,7 @@ def _picture(source: Any, what: str) -> Iterator[Image.Image]:
 
 
 def decode_picture(source: Any, what: str) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture in RGB; `what` names it in messages."""
     with _picture(source, what) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -83,7 +87,8 @@ class Pictures:
 
     def identities(self) -> list[str]:
         """Return the digest of each picture's pixels, which is its identity where the data set gives none."""
-        return [pixel_identity(self.read(np.array([k]))[0]) for k in range(len(self))]
+        blocks = (np.arange(start, min(start + AT_ONCE, len(self))) for start in range(0, len(self), AT_ONCE))
+        return [pixel_identity(picture) for block in blocks for picture in self.read(block)]
 
 
 def open_pictures(path: Path) -> Pictures:
@@ -99,14 +104,22 @@ def open_pictures(path: Path) -> Pictures:
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if _is_picture(f.name))
         _check_order(path, [f.name for f in files])
-        return _pictures_of(path, [str(f) for f in files], lambda k: files[k].open("rb"))
+        return _pictures_of(
+            path, [str(f) for f in files], lambda: contextlib.nullcontext(lambda k: files[k].open("rb"))
+        )
     try:
-        archive = zipfile.ZipFile(path)
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(n for n in archive.namelist() if _is_picture(n))
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures") from error
-    members = sorted(n for n in archive.namelist() if _is_picture(n))
     _check_order(path, members)
-    return _pictures_of(path, [f"{path}:{n}" for n in members], lambda k: archive.open(members[k]))
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Callable[[int], Any]]:
+        with zipfile.ZipFile(path) as archive:
+            yield lambda k: archive.open(members[k])
+
+    return _pictures_of(path, [f"{path}:{n}" for n in members], opened)
 
 
 def _pictures_of_array(path: Path) -> Pictures:
@@ -118,15 +131,20 @@ def _pictures_of_array(path: Path) -> Pictures:
     return Pictures(names=names, shape=(height, width), read=lambda rows: np.asarray(pixels[rows]))
 
 
-def _pictures_of(path: Path, names: list[str], opened: Callable[[int], Any]) -> Pictures:
+def _pictures_of(
+    path: Path, names: list[str], opened: Callable[[], AbstractContextManager[Callable[[int], Any]]]
+) -> Pictures:
+    """Return pictures by what opens them: a context that gives the file of the k-th."""
     if not names:
         raise ValueError(f"{path} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
-    shape = picture_size(opened(0), names[0])
-    for k, name in enumerate(names):
-        if (size := picture_size(opened(k), name)) != shape:
-            raise ValueError(f"{name} is {size} but the others are {shape}; crop them to one size first")
+    with opened() as file_of:
+        shape = picture_size(file_of(0), names[0])
+        for k, name in enumerate(names):
+            if (size := picture_size(file_of(k), name)) != shape:
+                raise ValueError(f"{name} is {size} but the others are {shape}; crop them to one size first")
 
     def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([decode_picture(opened(int(k)), names[int(k)]) for k in rows])
+        with opened() as file_of:
+            return np.stack([decode_picture(file_of(int(k)), names[int(k)]) for k in rows])
 
     return Pictures(names=names, shape=shape, read=read)

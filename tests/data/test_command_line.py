@@ -44,9 +44,9 @@ def source(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [(), ("phantom",), ("import",), ("features",), ("info",)])
+@pytest.mark.parametrize("command", ["", "phantom", "import", "features", "info", "validate", "migrate"])
 def test_every_command_has_help(call, command):
-    code, out, err = call(*command, "--help")
+    code, out, err = call(*command.split(), "--help")
     assert (code, err) == (0, "")
     assert "usage: python -m data" in out
     assert len(out.splitlines()) > 5
@@ -62,8 +62,9 @@ def test_import_features_info(call, source, tmp_path):
     assert "gabor tokens of 20 images (20 computed now)" in out
     code, out, err = call("info", store)
     assert (code, err) == (0, "")
-    assert "images: 20, split by hash" in out
-    assert "tokens gabor: depths (1, 2, 3, 4), 64 patches" in out
+    assert "images: 20, 20 with pixels (16 x 16" in out
+    assert "split by hash: train " in out
+    assert "tokens gabor: depths 1, 2, 3, 4; cls and 64 patches" in out
 
 
 def test_features_that_are_there_are_not_computed_again(call, source, tmp_path, monkeypatch):
@@ -101,6 +102,52 @@ def test_info_of_a_store_whose_new_images_lack_tokens(call, source, tmp_path):
     assert "tokens gabor: lacking for 1 image blocks" in out
 
 
+def test_info_is_printed_as_json_too(call, source, tmp_path):
+    store = tmp_path / "s.zarr"
+    call("import", "arrays", source, store)
+    code, out, err = call("info", store, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["subjects"]["A"]["images_by_repeats"] == {"1": 20}
+    assert found["subjects"]["A"]["ceiling"] == {"n/a": "no image was shown twice"}
+    assert found["images"]["n"] == 20
+
+
+def test_validate_prints_every_finding_and_fails(call, source, tmp_path):
+    store = tmp_path / "s.zarr"
+    call("import", "arrays", source, store)
+    code, out, err = call("validate", store)
+    assert (code, err) == (0, "")
+    assert "s.zarr: valid (1 subjects, 20 images, 0 encoders)" in out
+    shard = next(store.rglob("pixels/c/0/0/0/0"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    code, out, err = call("validate", store, "--quick")
+    assert (code, err) == (0, "")
+    assert "chunks not read" in out
+    shard.unlink()
+    code, out, err = call("validate", store)
+    assert code == 1
+    assert "bad  images/0000/pixels/c/0/0/0/0: rows 0 to 19 are missing" in out
+    assert err == f"error: {store}: 1 findings\n"
+
+
+def test_a_map_is_exported(call, source, tmp_path):
+    store = tmp_path / "s.zarr"
+    call("import", "arrays", source, store)
+    out = tmp_path / "mean.npy"
+    code, told, err = call("export", store, "--subject", "A", "--map", "mean", "--out", out)
+    assert (code, err) == (0, "")
+    assert "mean.npy" in "".join(told.split())
+    np.testing.assert_allclose(np.load(out), np.load(source / "responses.npy").mean(0), rtol=1e-5)
+    code, _, err = call("export", store, "--subject", "A", "--map", "mean", "--out", out)
+    assert code == 1
+    assert "mean.npy exists already; choose another name or pass --overwrite" in err
+    assert call("export", store, "--subject", "A", "--map", "mean", "--out", out, "--overwrite")[0] == 0
+    code, _, err = call("export", store, "--subject", "A", "--map", "mean", "--out", tmp_path / "mean.nii.gz")
+    assert (code, err.count("\n")) == (1, 1)
+
+
 def test_a_check_reports_and_writes_nothing(call, source, tmp_path):
     code, out, err = call("import", "arrays", source, tmp_path / "s.zarr", "--check")
     assert (code, err) == (0, "")
@@ -109,7 +156,7 @@ def test_a_check_reports_and_writes_nothing(call, source, tmp_path):
     code, out, err = call("import", "arrays", source, tmp_path / "s.zarr", "--check")
     assert code == 1
     assert "bad  " in out
-    assert err == "error: 1 of 1 recordings can't be imported\n"
+    assert err == "error: 1 problem found, named above; nothing was written\n"
     assert not (tmp_path / "s.zarr").exists()
 
 

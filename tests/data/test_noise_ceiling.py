@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.noise_ceiling import ncsnr, noise_ceiling, pattern_ceiling, single_trial_ceiling, split_half_reliability
+from data.phantom import PhantomConfig, read_truth, write_phantom
+from data.preprocess import standardise
+from data.store import PooledStore
 
 
 def simulate(rng: np.random.Generator, *, n_repeats: np.ndarray, snr: np.ndarray, noise: float = 1.7):
@@ -117,3 +120,50 @@ def test_permuting_voxels_permutes_the_ratio_across_blocks():
     trials, image, _ = simulate(rng, n_repeats=np.full(10, 2), snr=np.full(1500, 0.5))
     order = rng.permutation(1500)
     np.testing.assert_allclose(ncsnr(trials[:, order], image), ncsnr(trials, image)[order], rtol=1e-12)
+
+
+# -- the phantom's truth -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """One subject with the sessions and repeats of the standard phantom: true NCSNR, raw and standardised trials."""
+    path = tmp_path_factory.mktemp("phantom") / "p.zarr"
+    write_phantom(path, PhantomConfig(subjects=1, sessions=10, trials_per_session=200, voxels=150))
+    subject = PooledStore.open(path).subject(1)
+    raw = subject.responses()
+    trials = standardise(raw, subject.session, np.ones(len(raw), bool))
+    return read_truth(path).subjects["subj01"].ncsnr, raw, trials, subject.image
+
+
+def test_the_phantoms_ncsnr_and_ceiling_are_estimated_within_two_percent(measured):
+    truth, _, trials, image = measured
+    estimate = ncsnr(trials, image)
+    assert estimate.mean() == pytest.approx(truth.mean(), rel=0.02)
+    assert np.corrcoef(estimate, truth)[0, 1] > 0.97
+    for repeats in (1, 3):
+        ceiling = noise_ceiling(estimate, np.array([repeats]))
+        assert ceiling.mean() == pytest.approx((truth**2 / (truth**2 + 1 / repeats)).mean(), rel=0.02)
+
+
+def test_sessions_that_are_not_standardised_pass_for_noise(measured):
+    """Gain and offset differ between sessions, so raw trials underestimate: what is reported is standardised first."""
+    truth, raw, _, image = measured
+    assert ncsnr(raw, image).mean() < 0.95 * truth.mean()
+
+
+def test_split_halves_of_the_phantom_stepped_up_agree_with_its_ceiling(measured):
+    _, _, trials, image = measured
+    for repeats in (1, 3):
+        halves = split_half_reliability(trials, image, rng=np.random.default_rng(0), n_splits=5, n_repeats=repeats)
+        ceiling = noise_ceiling(ncsnr(trials, image), np.array([repeats]))
+        assert halves.mean() == pytest.approx(ceiling.mean(), rel=0.03)
+        assert np.corrcoef(halves, ceiling)[0, 1] > 0.99
+
+
+@given(st.floats(0.01, 10), st.integers(1, 9))
+def test_spearman_brown_steps_a_trials_ceiling_up_to_that_of_a_mean(snr, repeats):
+    ratio = np.array([snr])
+    one = noise_ceiling(ratio, np.array([1]))[0]
+    stepped = repeats * one / (1 + (repeats - 1) * one)
+    assert noise_ceiling(ratio, np.array([repeats]))[0] == pytest.approx(stepped, rel=1e-9)
