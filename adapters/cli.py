@@ -4,7 +4,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
@@ -13,7 +13,7 @@ from tyro.conf import arg
 from adapters.fit import Fitted, Method, fit_adapter, threads_for
 from data.audit import audit_fit
 from data.command_line import CommonOptions, Session, begin, run
-from data.parcels import parcels
+from data.parcels import make_parcels, parse_parcels
 from data.preprocess import Preprocessing, n_sessions_of, samples
 from data.splits import split_of
 from data.store import PooledStore
@@ -64,12 +64,19 @@ def adapt(command: Adapt) -> None:
     encoder = made_from["recipe"]["data"]["encoder"]
     console.print(f"{subject}, first {command.sessions} sessions, on backbone {backbone.label} and {where}")
     measurements, tokens, split = store.subject(subject), store.tokens(encoder), split_of(store)
+    tokens.require(measurements.image)
     train = samples(measurements, split, "train", n_sessions=command.sessions)
     validation = samples(measurements, split, "validation", n_sessions=command.sessions)
-    audit_fit(store.image_ids(), split, {subject: train}, {subject: validation})
     preprocessing = Preprocessing(later_sessions=command.standardise)
-    size = made_from["recipe"]["data"]["parcel_size"]
-    parcel = torch.from_numpy(parcels(measurements.n_voxels, measurements.coordinates, size=size)).long()
+    parcels = make_parcels(
+        parse_parcels(parcels_of(made_from["recipe"]["data"])),
+        measurements.voxels,
+        responses=train,
+        split_digest=split.digest,
+        n_sessions=command.sessions,
+        seed=command.seed,
+    )
+    audit_fit(store.image_ids(), split, {subject: train}, {subject: validation}, parcels={subject: parcels})
     lineage = {
         "backbone": backbone.label,
         "backbone_name": backbone.name,
@@ -81,6 +88,7 @@ def adapt(command: Adapt) -> None:
         "store": where,
         "store_digest": store.digest([subject], encoder),
         "split_digest": split.digest,
+        "parcels": parcels.key,
         "preprocessing": preprocessing.name,
         "preprocessing_digest": preprocessing.digest,
         "code_version": code_version(),
@@ -92,7 +100,7 @@ def adapt(command: Adapt) -> None:
             fitted = fit_adapter(
                 model,
                 subject,
-                parcel,
+                torch.from_numpy(parcels.labels).long(),
                 tokens,
                 train,
                 validation,
@@ -122,6 +130,11 @@ def adapt(command: Adapt) -> None:
         tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.finish()
+
+
+def parcels_of(data: dict[str, Any]) -> str:
+    """Return how a backbone's recipe makes parcels; those of before they had names give their size alone."""
+    return data.get("parcels") or f"auto:{data['parcel_size']}"
 
 
 def _check(command: Adapt, store: PooledStore, made_from: dict, backbone: Registered) -> str:

@@ -4,6 +4,7 @@
 
     sequential:30     runs of 30 consecutive voxels, as the paper groups them
     compact:30        k-means on positions, clusters of about 30 voxels
+    auto:30           compact where positions are known, else sequential
     functional:30     k-means on positions and on how alike voxels respond to the training images
     roi:streams       the labels of an ROI family of the subject
     atlas:PATH        the labels of a volume in the subject's space, resampled (nearest neighbour) if need be
@@ -23,7 +24,7 @@ from jaxtyping import Float32, Float64, Int, Int64, Num
 from data.preprocess import Samples
 from data.schema import Rois, Volume, VoxelTable, digest_of, json_digest
 
-Kind = Literal["sequential", "compact", "functional", "roi", "atlas"]
+Kind = Literal["sequential", "compact", "auto", "functional", "roi", "atlas"]
 N_COMPONENTS = 20
 """Principal components of the responses that `functional` clusters by."""
 
@@ -79,13 +80,6 @@ def _clusters(features: Num[np.ndarray, "voxel feature"], size: int, seed: int) 
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))
     return order[np.unique(found, return_inverse=True)[1]]
-
-
-def parcels(
-    n_voxels: int, coordinates: Float32[np.ndarray, "voxel 3"] | None, *, size: int
-) -> Int64[np.ndarray, " voxel"]:
-    """Return compact clusters where positions are known, sequential runs elsewhere."""
-    return sequential(n_voxels, size=size) if coordinates is None else compact(coordinates, size=size)
 
 
 # -- by name -----------------------------------------------------------------------------------------------------------
@@ -169,9 +163,9 @@ def make_parcels(
         return Parcels(labels=labels, names=names, key=json_digest(made_from | {"labels": digest_of(rois.labels)}))
     assert spec.size is not None
     used = None
-    if spec.kind == "sequential":
+    if spec.kind == "sequential" or (spec.kind == "auto" and _known_positions(voxels) is None):
         labels = sequential(voxels.n_voxels, size=spec.size)
-    elif spec.kind == "compact":
+    elif spec.kind in ("compact", "auto"):
         labels = compact(_positions(spec, voxels), size=spec.size, seed=seed)
         made_from |= {"seed": seed}
     else:
@@ -187,11 +181,16 @@ def make_parcels(
 
 
 def _positions(spec: ParcelSpec, voxels: VoxelTable) -> Float32[np.ndarray, "voxel 3"]:
-    if voxels.coordinates is not None:
-        return voxels.coordinates
-    if isinstance(voxels.place, Volume):
+    found = _known_positions(voxels)
+    if found is None:
+        raise ValueError(f"parcels {spec} need positions, which these voxels lack; ask for sequential:{spec.size}")
+    return found
+
+
+def _known_positions(voxels: VoxelTable) -> Float32[np.ndarray, "voxel 3"] | None:
+    if voxels.coordinates is None and isinstance(voxels.place, Volume):
         return voxels.place.coordinates()
-    raise ValueError(f"parcels {spec} need positions, which these voxels lack; ask for sequential:{spec.size}")
+    return voxels.coordinates
 
 
 def _family(spec: ParcelSpec, voxels: VoxelTable) -> Rois:

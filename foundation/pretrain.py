@@ -50,8 +50,9 @@ class Pretrain:
     """Continue a run; without a name, the newest unfinished one of the same recipe and store."""
     encoder: str = "gabor"
     """Encoder whose tokens are read."""
-    parcel_size: int = 30
-    """Voxels per ROI of Stage 1."""
+    parcels: str = "auto:30"
+    """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30, roi:FAMILY
+    or atlas:PATH."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled (default: the whole epoch)."""
     checkpoint_every: int = 50
@@ -76,7 +77,7 @@ class Pretrain:
             store=recipe.data.store,
             subjects=recipe.data.subjects,
             encoder=recipe.data.encoder,
-            parcel_size=recipe.data.parcel_size,
+            parcels=recipe.data.parcels,
             shuffle_buffer=recipe.data.shuffle_buffer,
             checkpoint_every=recipe.checkpoint_every,
             seed=recipe.seed,
@@ -94,7 +95,7 @@ class Pretrain:
             store=store,
             subjects=self.subjects,
             encoder=self.encoder,
-            parcel_size=self.parcel_size,
+            parcels=self.parcels,
             shuffle_buffer=self.shuffle_buffer,
         )
         return replace(

@@ -12,7 +12,7 @@ RECIPES = {
         ),
         Recipe(
             name="v4",  # recordings of macaque V4 (tests/recordings/v4.json), 256 patches of a ViT-S/14
-            data=DataConfig(encoder="encoder-vits14", subjects=("PE201025", "PE210224", "PE210325"), parcel_size=8),
+            data=DataConfig(encoder="encoder-vits14", subjects=("PE201025", "PE210224", "PE210325"), parcels="auto:8"),
             backbone=BackboneConfig(width=64, n_patch_layer=2, dropout=0.2),
             optim=OptimConfig(epochs=8),
         ),

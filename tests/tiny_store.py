@@ -35,7 +35,7 @@ def tiny_recipe(store: Path, *, epochs: int = 4, checkpoint_every: int = 3, **of
     """A run of `epochs` x 5 steps over all three subjects."""
     return Recipe(
         name="tiny",
-        data=DataConfig(store=str(store), encoder=ENCODER, subjects=tuple(N_VOXELS), parcel_size=4),
+        data=DataConfig(store=str(store), encoder=ENCODER, subjects=tuple(N_VOXELS), parcels="auto:4"),
         backbone=TINY_BACKBONE,
         optim=OptimConfig(lr=1e-2, epochs=epochs, batch_size=24),
         checkpoint_every=checkpoint_every,

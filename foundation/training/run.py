@@ -15,7 +15,7 @@ import torch
 
 from data.audit import audit_fit
 from data.home import home
-from data.parcels import parcels
+from data.parcels import Parcels, make_parcels, parse_parcels
 from data.preprocess import Preprocessing, samples
 from data.schema import json_digest
 from data.splits import split_of
@@ -116,15 +116,13 @@ def code_version() -> str:
     return found
 
 
-def build_model(recipe: Recipe, store: PooledStore, course_images: np.ndarray, subjects: list[str]) -> EncodingModel:
-    """Return a fresh model for `subjects`; the tokens' statistics are those of (some of) `course_images`."""
+def build_model(
+    recipe: Recipe, store: PooledStore, course_images: np.ndarray, parcels: dict[str, Parcels]
+) -> EncodingModel:
+    """Return a fresh model for subjects with `parcels`; the tokens' statistics are of (some of) `course_images`."""
     tokens = store.tokens(recipe.data.encoder)
     depth, patch, width = tokens.shape
-    of_voxels = {}
-    for name in subjects:
-        subject = store.subject(name)
-        parcel = parcels(subject.n_voxels, subject.coordinates, size=recipe.data.parcel_size)
-        of_voxels[name] = torch.from_numpy(parcel).long()
+    of_voxels = {name: torch.from_numpy(of_subject.labels).long() for name, of_subject in parcels.items()}
     torch.manual_seed(recipe.seed)
     model = EncodingModel(TokenShape(depth=depth, patch=patch, width=width), recipe.backbone, of_voxels)
     images = np.unique(course_images)
@@ -141,13 +139,27 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
     names = [store.resolve_subject(s) for s in recipe.data.subjects]
     train_samples = {name: samples(store.subject(name), split, "train") for name in names}
     validation = {name: samples(store.subject(name), split, "validation") for name in names}
-    audit_fit(store.image_ids(), split, train_samples, validation)
+    spec = parse_parcels(recipe.data.parcels)
+    parcels = {
+        name: make_parcels(
+            spec,
+            store.subject(name).voxels,
+            responses=train_samples[name],
+            split_digest=split.digest,
+            seed=recipe.seed,
+        )
+        for name in names
+    }
+    audit_fit(store.image_ids(), split, train_samples, validation, parcels=parcels)
     progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
     if checkpoint is None:
-        model = build_model(recipe, store, np.concatenate([s.image for s in train_samples.values()]), names)
+        model = build_model(recipe, store, np.concatenate([s.image for s in train_samples.values()]), parcels)
     else:
         model, _ = load_model(checkpoint)
         progress = Progress(**json.loads((checkpoint / "training.json").read_text()))
+    tokens = store.tokens(recipe.data.encoder)
+    for part in (train_samples, validation):
+        tokens.require(np.concatenate([s.image for s in part.values()]))
     engine = make_engine(model, recipe.optim)
     if checkpoint is not None:
         engine.load_optimiser(checkpoint / "optimiser")
@@ -156,15 +168,16 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
         "store": plan.store,
         "store_digest": store.digest(names, recipe.data.encoder),
         "subject_digests": {name: store.subject(name).digest for name in names},
-        "encoder_digest": store.tokens(recipe.data.encoder).digest,
+        "encoder_digest": tokens.digest,
         "split_digest": split.digest,
         "preprocessing_digest": Preprocessing().digest,
+        "parcels": {name: of_subject.key for name, of_subject in parcels.items()},
         "code_version": code_version(),
         "run": plan.directory.name,
     }
     course = Course(
         recipe=recipe,
-        tokens=store.tokens(recipe.data.encoder),
+        tokens=tokens,
         train=train_samples,
         validation=validation,
         directory=plan.directory,

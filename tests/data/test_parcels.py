@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.nifti import volume_of_mask
-from data.parcels import compact, functional, make_parcels, parcels, parse_parcels, sequential
+from data.parcels import compact, functional, make_parcels, parse_parcels, sequential
 from data.preprocess import Samples
 from data.schema import Rois, VoxelTable
 
@@ -42,11 +42,13 @@ def test_compact_parcels_are_the_same_each_time():
     np.testing.assert_array_equal(compact(coordinates, size=20), compact(coordinates, size=20))
 
 
-def test_positions_decide_where_they_are_known():
+def test_auto_is_compact_where_positions_are_known_and_sequential_elsewhere():
     coordinates = np.random.default_rng(2).normal(size=(90, 3)).astype(np.float32)
-    np.testing.assert_array_equal(parcels(90, coordinates, size=30), compact(coordinates, size=30))
-    np.testing.assert_array_equal(parcels(90, None, size=30), sequential(90, size=30))
-    assert set(parcels(5, coordinates[:5], size=30)) == {0}
+    with_positions = VoxelTable(n_voxels=90, coordinates=coordinates)
+    auto, compact_, sequential_ = (parse_parcels(f"{kind}:30") for kind in ("auto", "compact", "sequential"))
+    for voxels, same in ((with_positions, compact_), (VoxelTable(n_voxels=90), sequential_)):
+        np.testing.assert_array_equal(make_parcels(auto, voxels).labels, make_parcels(same, voxels).labels)
+    assert set(make_parcels(auto, VoxelTable(n_voxels=5, coordinates=coordinates[:5])).labels) == {0}
 
 
 # -- by name -----------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_wrong_asks_are_answered_with_what_there_is():
         (
             "schaefer:400",
             bare,
-            "parcels 'schaefer:400' are of no known kind; there are sequential, compact, functional",
+            "parcels 'schaefer:400' are of no known kind; there are sequential, compact, auto, functional",
         ),
         ("compact:0", bare, "need a size in voxels, a whole number from 1; write compact:30"),
         ("compact:few", bare, "need a size in voxels"),

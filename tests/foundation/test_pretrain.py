@@ -96,7 +96,7 @@ def test_an_unknown_recipe_is_one_line_and_a_failing_exit(monkeypatch, capsys):
 # -- whole runs ------------------------------------------------------------------------------------------------------
 
 SETTINGS = (
-    f"phantom-tiny --encoder {ENCODER} --subjects 1 2 --parcel-size 4 --cluster.engine local "
+    f"phantom-tiny --encoder {ENCODER} --subjects 1 2 --parcels auto:4 --cluster.engine local "
     "--optim.epochs 3 --optim.batch-size 20 --checkpoint-every 4 "
     "--backbone.width 8 --backbone.n-cls-layer 1 --backbone.n-patch-layer 2 --backbone.n-query 2 --backbone.latent 3 "
     "--backbone.n-component 4 --backbone.n-local 3 --backbone.mamba.headdim 8"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.parcels import make_parcels, parse_parcels
 from data.preprocess import samples
 from data.splits import split_of
 from data.store import PooledStore
@@ -99,10 +100,11 @@ def test_a_run_is_identified_by_its_recipe_and_its_data():
 def test_a_fresh_model_depends_on_the_seed_alone_and_takes_its_statistics_from_the_given_images(tiny_store):
     store = PooledStore.open(tiny_store)
     image = samples(store.subject("subj01"), split_of(store), "train").image
-    models = []
+    models, spec = [], parse_parcels("auto:4")
+    parcels = {name: make_parcels(spec, store.subject(name).voxels) for name in N_VOXELS}
     for seed in (0, 0, 1):
         torch.rand(3)
-        models.append(build_model(tiny_recipe(tiny_store, seed=seed), store, np.tile(image, 2), list(N_VOXELS)))
+        models.append(build_model(tiny_recipe(tiny_store, seed=seed), store, np.tile(image, 2), parcels))
     first, again, other = (model.state_dict() for model in models)
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert not torch.equal(first["vae.queries"], other["vae.queries"])
