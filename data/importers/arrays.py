@@ -1,28 +1,11 @@
 """Plain arrays: a directory with a ``recordings.json`` that says what is what.
 
-``recordings.json`` is a list of objects; paths are relative to the directory::
-
-    subject       name of the subject
-    responses     .npy: (trial, voxel), or (image, voxel, repeat) with NaN where there was no repeat
-    repeats_axis  optional: 1 if it is (image, repeat, voxel), as CHASMBrain's and SynBrain's arrays are (default 2)
-    images        a zip or a directory of pictures (in the order of their names), or an .npy of uint8
-                  (image, height, width, 3)
-    trials        optional .csv: column `image` (0-based index into the images), optional `session`, `run`, `repeat`;
-                  without it, row i shows image i
-    session_column   optional: the column of `trials` that counts the sessions (default `session`, where there is one)
-    blocks_of     optional: no scan sessions, so treat each successive block of that many images as one; a remainder
-                  shorter than half a block joins the block before it
-    rois          optional .csv: a column per family, a row per voxel, holding labels' names ("" for none)
-    coordinates   optional .npy (voxel, 3) in mm
-    n_averaged    optional: about how many repeats each row is already the mean of (above 1: upstream_preprocessing
-                  must say how)
-    unit, upstream_preprocessing   optional texts
+`data.importers.recordings` has the table.
 
 An image's identity is the digest of its decoded pixels: equal names may be different pictures, and the same picture in
 two recordings is one image.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.importers.files import load_array, open_pictures
+from data.importers.files import Pictures, load_array, open_pictures
 from data.importers.plan import ImportPlan, SessionChoice
+from data.importers.recordings import Recording, read_recordings
 from data.schema import (
     TRIAL_COLUMNS,
     ImageSource,
@@ -43,81 +27,9 @@ from data.schema import (
     check_finite,
 )
 
-REQUIRED = {"subject", "responses", "images"}
-TEXTS = REQUIRED | {"trials", "session_column", "rois", "coordinates", "unit", "upstream_preprocessing", "note"}
-KNOWN = TEXTS | {"blocks_of", "n_averaged", "repeats_axis"}
+Read = Callable[[np.ndarray], np.ndarray]
 ROWS = 256
 """Rows of responses that are read at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """One entry of ``recordings.json`` with its paths resolved."""
-
-    directory: Path
-    entry: dict[str, Any]
-
-    @property
-    def subject(self) -> str:
-        """The subject's name."""
-        return self.entry["subject"]
-
-    def path(self, key: str) -> Path:
-        """Return the path under `key`.
-
-        Raises
-        ------
-        ValueError
-            If nothing is there.
-        """
-        path = self.directory / self.entry[key]
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; {self.subject!r} in recordings.json names it as {key!r}")
-        return path
-
-
-def read_recordings(directory: Path, table: Path | None = None) -> list[Recording]:
-    """Return the recordings that `table` (default: ``recordings.json`` in `directory`) lists."""
-    table = table or directory / "recordings.json"
-    if not table.exists():
-        raise ValueError(f"{table} does not exist; the arrays importer needs it to know what is what")
-    try:
-        entries = json.loads(table.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{table} is not JSON: {error}") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise ValueError(f"{table} must hold a list of objects, one per recording")
-    for entry in entries:
-        _check_entry(table, entry)
-    names = [entry["subject"] for entry in entries]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{table}: a subject occurs more than once in {names}; join its trials in one recording")
-    return [Recording(directory=directory, entry=entry) for entry in entries]
-
-
-def _check_entry(table: Path, entry: dict[str, Any]) -> None:
-    if missing := REQUIRED - set(entry):
-        raise ValueError(f"{table}: a recording lacks {sorted(missing)[0]!r}; it has {sorted(entry)}")
-    where = f"{table}: recording of {entry['subject']!r}"
-    if unknown := set(entry) - KNOWN:
-        raise ValueError(f"{where}: {sorted(unknown)[0]!r} is unknown; known are {sorted(KNOWN)}")
-    for key in sorted(TEXTS & set(entry)):
-        if not isinstance(entry[key], str) or not entry[key]:
-            raise ValueError(f"{where}: {key!r} must be text, got {entry[key]!r}; put it in quotes or leave it out")
-    size = entry.get("blocks_of", 1)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"{where}: 'blocks_of' must be a whole number of images of at least 1, got {size!r}")
-    if entry.get("repeats_axis", 2) not in (1, 2):
-        raise ValueError(
-            f"{where}: 'repeats_axis' must be 1 (image, repeat, voxel) or 2, got {entry['repeats_axis']!r}"
-        )
-    n_averaged = entry.get("n_averaged", 1)
-    if not isinstance(n_averaged, (int, float)) or isinstance(n_averaged, bool) or n_averaged < 1:
-        raise ValueError(f"{where}: 'n_averaged' must be a number of repeats of at least 1, got {n_averaged!r}")
-    if "session_column" in entry and "trials" not in entry:
-        raise ValueError(f"{where}: 'session_column' names a column of 'trials', which is not given; give both or none")
-    if "session_column" in entry and "blocks_of" in entry:
-        raise ValueError(f"{where}: give 'session_column' or, where there are no sessions, 'blocks_of'; not both")
 
 
 def _read_table(path: Path, n_rows: int, what: str, **options: Any) -> pd.DataFrame:
@@ -214,7 +126,7 @@ class Responses:
     dtype: np.dtype[Any]
     n_voxels: int
     columns: dict[str, np.ndarray | None]
-    read: Callable[[np.ndarray], np.ndarray]
+    read: Read
 
     @property
     def n_trials(self) -> int:
@@ -228,8 +140,62 @@ class Responses:
             yield self.read(trials[start : start + ROWS])
 
 
-def _open_responses(recording: Recording, n_images: int) -> Responses:
-    path = recording.path("responses")
+def _in_pieces(
+    reads: list[Callable[[np.ndarray], np.ndarray]], lengths: list[int]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what reads rows of the pieces that lie one after the other."""
+    if len(reads) == 1:
+        return reads[0]
+    starts = np.cumsum([0, *lengths])
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        piece = np.searchsorted(starts, rows, side="right") - 1
+        order = np.argsort(piece, kind="stable")
+        found = [reads[k](rows[piece == k] - starts[k]) for k in np.unique(piece)]
+        return np.concatenate(found)[np.argsort(order, kind="stable")]
+
+    return read
+
+
+def _join_pictures(pieces: list[Pictures], paths: list[Path]) -> Pictures:
+    for pictures, path in zip(pieces, paths, strict=True):
+        if pictures.shape != pieces[0].shape:
+            raise ValueError(
+                f"{path} has pictures of {pictures.shape}, {paths[0]} of {pieces[0].shape}; crop to one size"
+            )
+    return Pictures(
+        names=[name for pictures in pieces for name in pictures.names],
+        shape=pieces[0].shape,
+        read=_in_pieces([pictures.read for pictures in pieces], list(map(len, pieces))),
+    )
+
+
+def _join_responses(pieces: list[Responses], n_images: list[int], paths: list[Path]) -> Responses:
+    for responses, path in zip(pieces, paths, strict=True):
+        if (responses.n_voxels, set(responses.columns)) != (pieces[0].n_voxels, set(pieces[0].columns)):
+            raise ValueError(
+                f"{path} has {responses.n_voxels} voxels, {paths[0]} {pieces[0].n_voxels}; they must agree"
+            )
+    dtype = np.result_type(*(responses.dtype for responses in pieces))
+    columns: dict[str, np.ndarray | None] = {}
+    for name in pieces[0].columns:
+        found = [responses.columns[name] for responses in pieces]
+        there = [column for column in found if column is not None]
+        columns[name] = np.concatenate(there) if len(there) == len(found) else None
+    first = np.repeat(np.cumsum([0, *n_images[:-1]]), [responses.n_trials for responses in pieces])
+    image = columns["image"]
+    assert image is not None
+    columns["image"] = image + first
+    read = _in_pieces([responses.read for responses in pieces], [responses.n_trials for responses in pieces])
+    return Responses(
+        dtype=dtype,
+        n_voxels=pieces[0].n_voxels,
+        columns=columns,
+        read=lambda rows: read(rows).astype(dtype, copy=False),
+    )
+
+
+def _open_responses(recording: Recording, path: Path, n_images: int) -> Responses:
     array = load_array(path, in_memory=False)
     dtype = array.dtype.newbyteorder("=")
     if dtype.kind == "u" or dtype == np.float64:
@@ -270,8 +236,11 @@ def open_recording(recording: Recording) -> SubjectSource:
         If something is missing, odd or contradictory.
     """
     entry = recording.entry
-    pictures = open_pictures(recording.path("images"))
-    responses = _open_responses(recording, len(pictures))
+    pieces = [open_pictures(path) for path in recording.paths("images")]
+    pictures = _join_pictures(pieces, recording.paths("images"))
+    paths = recording.paths("responses")
+    of_pieces = [_open_responses(recording, path, len(piece)) for path, piece in zip(paths, pieces, strict=True)]
+    responses = _join_responses(of_pieces, list(map(len, pieces)), paths)
     columns = responses.columns
     image = columns["image"]
     assert image is not None
@@ -284,6 +253,13 @@ def open_recording(recording: Recording) -> SubjectSource:
     for k, identity in enumerate(identities):
         first.setdefault(identity, k)
     places = np.array(list(first.values()))
+    roles = np.repeat(entry.get("roles", [""] * len(pieces)), list(map(len, pieces))).tolist()
+    for k, identity in enumerate(identities):
+        if roles[k] != roles[first[identity]]:
+            raise ValueError(
+                f"{pictures.names[k]} is the picture of {pictures.names[first[identity]]}, so it can't be "
+                f"{roles[k]!r} as well as {roles[first[identity]]!r}; an image has one role"
+            )
     place_of = {identity: k for k, identity in enumerate(first)}
     given = {name: values for name, values in columns.items() if values is not None and name != "session"}
     given["image"] = np.array([place_of[identity] for identity in identities])[image]
@@ -295,7 +271,7 @@ def open_recording(recording: Recording) -> SubjectSource:
             session=number,
             columns={name: values[trials].astype(TRIAL_COLUMNS[name]) for name, values in given.items()},
             read=lambda: responses.blocks(trials),
-            files=(recording.path("responses"),),
+            files=tuple(paths),
         )
 
     numbers = columns["session"]
@@ -314,7 +290,7 @@ def open_recording(recording: Recording) -> SubjectSource:
         ),
         images=ImageSource(
             ids=list(first),
-            roles=[""] * len(first),
+            roles=[roles[k] for k in places],
             shape=pictures.shape,
             read=lambda rows: pictures.read(places[rows]),
         ),

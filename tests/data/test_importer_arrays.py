@@ -206,6 +206,30 @@ def test_the_axis_of_repeats_may_come_second_as_in_the_papers_arrays(source, rep
     np.testing.assert_allclose(subject.responses()[4], cube[1, :, 1], rtol=1e-6)
 
 
+def in_pieces(source: Path, **entry: Any) -> np.ndarray:
+    """The arrays of the paper's code: training and test images apart, (image, repeat, voxel) in double precision."""
+    cube = responses(N, VOXELS, 3).swapaxes(1, 2).astype(np.float64)
+    for name, part in (("train", slice(0, 8)), ("test", slice(8, None))):
+        np.save(source / f"{name}_fmri.npy", cube[part])
+        np.save(source / f"{name}_stim.npy", pictures(N)[part])
+    pieces = {"responses": ["train_fmri.npy", "test_fmri.npy"], "images": ["train_stim.npy", "test_stim.npy"]}
+    describe(source, **({"repeats_axis": 1} | pieces | entry))
+    return cube
+
+
+def test_training_and_test_images_may_come_in_files_of_their_own(source):
+    cube = in_pieces(source, roles=["train", "test"])
+    store = imported(source)
+    subject = store.subject("A")
+    assert store.image_roles() == ["train"] * 8 + ["test"] * 4
+    assert [store.image_ids()[row] for row in subject.image] == [
+        pixel_identity(p) for p in np.repeat(pictures(N), 3, 0)
+    ]
+    np.testing.assert_allclose(subject.responses(), cube.reshape(3 * N, VOXELS), rtol=1e-6)
+    pixels = np.concatenate([found for _, _, found in store.pixels()])
+    np.testing.assert_array_equal(pixels, pictures(N))
+
+
 def by_session(source: Path) -> None:
     trials(source, "image,session\n" + "\n".join(f"{k},{1 + k // 4}" for k in range(N)))
 
@@ -414,6 +438,23 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "responses.npy has 11 rows but there are 12 images;",
     ),
     "repeats and images": (saved("responses.npy", np.ones((N - 1, 2, 3))), "responses.npy has responses to 11 images"),
+    "roles too few": (
+        lambda s: in_pieces(s, roles=["train"]),
+        "'roles' must be a list of train, validation, test, one",
+    ),
+    "a role unknown": (lambda s: in_pieces(s, roles=["train", "dev"]), "'roles' must be a list of train, validation"),
+    "pieces alone": (lambda s: in_pieces(s, images="images.zip"), "must be lists of the same length, piece by piece"),
+    "pieces and trials": (lambda s: in_pieces(s, trials="t.csv"), "'trials' goes with one file of responses"),
+    "a piece is a number": (lambda s: in_pieces(s, images=["train_stim.npy", 3]), "'images' must be text or a list of"),
+    "a piece is missing": (lambda s: (in_pieces(s), (s / "test_fmri.npy").unlink()), "test_fmri.npy does not exist"),
+    "pieces disagree": (
+        lambda s: (in_pieces(s), np.save(s / "test_fmri.npy", np.ones((4, 3, 9)))),
+        "test_fmri.npy has 9 voxels but .*train_fmri.npy 4",
+    ),
+    "a picture in two roles": (
+        lambda s: (in_pieces(s, roles=["train", "test"]), np.save(s / "test_stim.npy", pictures(4))),
+        "can't be 'test' as well as 'train'; an image has one role",
+    ),
     "not a zip": (lambda s: (s / "images.zip").write_text("hello"), "images.zip is neither a directory, an .npy nor a"),
     "an empty zip": (lambda s: write_zip(s / "images.zip", pictures(1)[:0]), "images.zip holds no picture; put some"),
     "not a picture": (not_a_picture, "images.zip:image9999.png is not a readable picture; replace or remove it"),
