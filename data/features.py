@@ -1,6 +1,8 @@
 """Frozen encoders' tokens, computed once and kept in the store."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -8,7 +10,9 @@ from data.encoders import Encoder
 from data.store import PooledStore
 from data.tokens import NamedTokens
 
-BATCH = 32
+_BATCH = 64
+_BATCH_BYTES = 256 << 20  # of tokens in single precision
+T = TypeVar("T")
 
 
 def load_encoder(source: str, *, depths: tuple[int, ...] | None = None) -> Encoder:
@@ -27,32 +31,57 @@ def compute_features(
 ) -> str:
     """Encode the images that have no tokens of `encoder` yet; return the name under which they are kept.
 
-    `progress` is called with the number of images just done. An interrupted run loses the
-    shard that it was filling.
+    `progress` is called with the number of images just done. An interrupted run loses the shard that it was filling;
+    the next one goes on from there, and its tokens are bit for bit those of a run without interruption.
 
     Raises
     ------
     ValueError
-        If another encoder's tokens bear that name, images were stored without pixels, or a token is beyond the range
-        of half precision.
+        If another encoder's tokens bear that name, images were stored without pixels, the encoder can't take their
+        shape, or a token is beyond the range of half precision.
     """
     name = name or encoder.name
-    store.begin_tokens(name, encoder.spec())
+    for block in store.missing_tokens(name):
+        next(store.pixels(batch=1, block=block))  # better to know before the first hour of encoding than after
+    store.begin_tokens(name, encoder.spec(), provenance=encoder.provenance())
+    size = _batch_size(encoder)
 
     def batches(block: str) -> Iterator[NamedTokens]:
         done = store.tokens_written(name, block)
-        for _, first, pixels in store.pixels(batch=BATCH, block=block, start=done):
-            tokens = encoder.encode(pixels).named()
+        # The last bits of a matrix product depend on what else is in the batch, so batches begin where they always do.
+        pictures = store.pixels(batch=size, block=block, start=done - done % size)
+        for _, first, pixels in _read_ahead(pictures):
+            try:
+                tokens = encoder.encode(pixels).named()
+            except ValueError as error:
+                raise ValueError(f"images of block {block} of {store.path}: {error}") from error
+            new = slice(max(done - first, 0), None)
             with np.errstate(over="ignore"):
-                halved = {key: values.astype(np.float16) for key, values in tokens.items()}
+                halved = {key: values[new].astype(np.float16) for key, values in tokens.items()}
             if not all(np.isfinite(values).all() for values in halved.values()):
                 raise ValueError(
                     f"{name!r} gives tokens that half precision can't hold, within images {first} to "
                     f"{first + len(pixels) - 1} of block {block}; choose other depths or another encoder"
                 )
-            progress(len(pixels))
+            progress(len(halved["patch"]))
             yield halved
 
     for block in store.missing_tokens(name):
         store.write_tokens(name, block, batches(block))
     return name
+
+
+def _batch_size(encoder: Encoder) -> int:
+    """Return how many images to encode at once: a power of two, so that an encoder's own batches divide it."""
+    rows, columns = encoder.grid
+    per_image = len(encoder.depths) * (rows * columns + 1) * encoder.width * 4
+    return 1 << (int(np.clip(_BATCH_BYTES // per_image, 1, _BATCH)).bit_length() - 1)
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield `items`; the next one is fetched while one is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item

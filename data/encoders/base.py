@@ -52,6 +52,10 @@ class Encoder(Protocol):
         """Return the full description as JSON; its digest identifies the encoder."""
         ...
 
+    def provenance(self) -> dict[str, Any]:
+        """Return where it came from and what it runs on, as JSON: worth recording, but no part of its identity."""
+        ...
+
     def encode(self, images: UInt8[np.ndarray, "image height width 3"]) -> Tokens:
         """Return the tokens of `images`."""
         ...

@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from scipy import fft
@@ -78,6 +79,10 @@ class GaborEncoder:
             "bandwidth": _BANDWIDTH,
             "amplitude_unit": _AMPLITUDE_UNIT,
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the libraries that compute the tokens."""
+        return {"numpy": np.__version__, "scipy": scipy.__version__}
 
     def encode(self, images: UInt8[np.ndarray, "image height width 3"]) -> Tokens:
         """Tokens of RGB images of any one size.

@@ -1,85 +1,179 @@
-"""A vision transformer's tokens are its blocks' outputs after its own final layer norm, without the registers."""
+"""A vision transformer's tokens are its blocks' outputs after its own final layer norm, each told apart and named."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from data.encoders.huggingface import HuggingFaceEncoder
+from tests.tiny_encoder import BLOCKS, MEAN, PATCH, SD, SIDE, SIZES, WIDTH, randomise, save_model, save_processor
 
-SIDE, PATCH, WIDTH, BLOCKS = 28, 14, 32, 3
-MEAN, SD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+PATCHES = (SIDE // PATCH) ** 2
+TEXT = dict(
+    **dict(hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20),
+    **dict(bos_token_id=0, eos_token_id=1, pad_token_id=2),
+)
 
 
-def save_processor(path: Path, **more) -> None:
-    settings = {
-        "image_processor_type": "BitImageProcessor",
-        **dict(do_resize=True, size={"shortest_edge": SIDE}, resample=3, do_convert_rgb=True),
-        **dict(do_center_crop=True, crop_size={"height": SIDE, "width": SIDE}),
-        **dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=MEAN, image_std=SD),
-    }
-    (path / "preprocessor_config.json").write_text(json.dumps(settings | more))
-
-
-def save_model(path: Path, kind: str, *, seed: int = 0, **more) -> torch.nn.Module:
-    import transformers
-
-    torch.manual_seed(seed)
-    sizes = dict(hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=2, image_size=SIDE, patch_size=PATCH)
-    config = getattr(transformers, f"{kind}Config")(**(sizes | more))
-    model = getattr(transformers, f"{kind}Model")(config).eval()
-    with torch.no_grad():
-        model.layernorm.weight.uniform_(0.5, 2)
-        model.layernorm.bias.normal_()
+def save_pair(path: Path, kind: str) -> torch.nn.Module:
+    """Save a model with a vision and a text tower; return the vision tower."""
+    more = dict(projection_size=WIDTH) if kind == "Siglip" else {}
+    config = getattr(transformers, f"{kind}Config")(vision_config=SIZES, text_config=TEXT | more)
+    model = randomise(getattr(transformers, f"{kind}Model")(config))
     model.save_pretrained(path)
     save_processor(path)
-    return model
+    return model.vision_model
 
 
-@pytest.fixture(scope="module", params=["Dinov2", "Dinov2WithRegisters"])
+SAVED = {
+    "dinov2": lambda path: save_model(path, "Dinov2"),
+    "dinov2-with-registers": lambda path: save_model(path, "Dinov2WithRegisters", num_register_tokens=4),
+    "dinov3": lambda path: save_model(path, "DINOv3ViT", num_register_tokens=4),
+    "clip": lambda path: save_pair(path, "CLIP"),
+    "clip-vision": lambda path: save_model(path, "CLIPVision"),
+    "siglip": lambda path: save_pair(path, "Siglip"),
+    "siglip-vision": lambda path: save_model(path, "SiglipVision"),
+    "vit": lambda path: save_model(path, "ViT"),
+    "vit-msn": lambda path: save_model(path, "ViTMSN"),
+}
+N_REGISTERS = {"dinov2-with-registers": 4, "dinov3": 4}
+
+
+@pytest.fixture(scope="module", params=SAVED)
 def saved(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("encoders") / request.param.lower()
-    return path, save_model(path, request.param)
+    path = tmp_path_factory.mktemp("encoders") / request.param
+    return path, SAVED[request.param](path)
 
 
-def block_outputs(model, images: np.ndarray) -> list[torch.Tensor]:
-    """Return each block's output after the final layer norm, by hooks on the blocks."""
-    found: list[torch.Tensor] = []
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("encoders") / "dinov2"
+    save_model(path, "Dinov2")
+    return path
 
-    def keep(module, inputs, output):
-        found.append(model.layernorm(output[0] if isinstance(output, tuple) else output))
 
-    hooks = [block.register_forward_hook(keep) for block in model.encoder.layer]
-    pixels = (images / 255 - np.array(MEAN)) / np.array(SD)
+def pixel_values(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy((images / 255 - np.array(MEAN)) / np.array(SD)).permute(0, 3, 1, 2).float()
+
+
+def block_outputs(model, **inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Return each block's output after the final layer norm, by `transformers`' own `output_hidden_states`."""
     with torch.no_grad():
-        model(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
-    for hook in hooks:
-        hook.remove()
-    return found
+        hidden = model(**inputs, output_hidden_states=True).hidden_states
+        norm = getattr(model, "layernorm", None) or getattr(model, "post_layernorm", None) or model.norm
+        return [norm(tokens) for tokens in hidden[1:]]
 
 
-def test_depths_are_the_blocks_outputs_after_the_layer_norm(saved):
+def test_depths_are_the_blocks_outputs_after_the_layer_norm_told_apart(saved):
     path, model = saved
-    encoder = HuggingFaceEncoder(str(path), depths=(1, 2, 3))
-    tokens, expected = encoder.encode(IMAGES), block_outputs(model, IMAGES)
-    n_registers = getattr(model.config, "num_register_tokens", 0)
-    assert tokens.cls.shape == (3, 3, WIDTH)
-    assert tokens.patch.shape == (3, 3, (SIDE // PATCH) ** 2, WIDTH)
-    for k, block in enumerate(expected):
-        np.testing.assert_allclose(tokens.cls[:, k], block[:, 0], atol=1e-4)
-        np.testing.assert_allclose(tokens.patch[:, k], block[:, 1 + n_registers :], atol=1e-4)
+    tokens = HuggingFaceEncoder(str(path), depths=(1, 2, 3)).encode(IMAGES)
+    expected = np.stack(block_outputs(model, pixel_values=pixel_values(IMAGES)), axis=1)
+    n_registers = N_REGISTERS.get(path.name, 0)
+    has_cls = not path.name.startswith("siglip")
+    assert set(tokens.named()) == {
+        "patch",
+        "cls" if has_cls else "pooled",
+        *(["register"] if n_registers else []),
+    }
+    assert expected.shape == (3, BLOCKS, has_cls + n_registers + PATCHES, WIDTH)
+    np.testing.assert_allclose(tokens.patch, expected[:, :, has_cls + n_registers :], atol=1e-4)
+    if has_cls:
+        np.testing.assert_allclose(tokens.cls, expected[:, :, 0], atol=1e-4)
+    if n_registers:
+        np.testing.assert_allclose(tokens.register, expected[:, :, 1 : 1 + n_registers], atol=1e-4)
 
 
 def test_the_last_depth_is_what_the_model_gives(saved):
     path, model = saved
-    pixels = (IMAGES / 255 - np.array(MEAN)) / np.array(SD)
     with torch.no_grad():
-        expected = model(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).last_hidden_state
+        found = model(pixel_values=pixel_values(IMAGES))
     tokens = HuggingFaceEncoder(str(path), depths=(BLOCKS,)).encode(IMAGES)
-    np.testing.assert_allclose(tokens.cls[:, 0], expected[:, 0], atol=1e-4)
+    if path.name.startswith("clip"):  # CLIP norms only the token that it pools
+        np.testing.assert_allclose(tokens.cls[:, 0], found.pooler_output, atol=1e-4)
+        return
+    np.testing.assert_allclose(tokens.patch[:, 0], found.last_hidden_state[:, -PATCHES:], atol=1e-4)
+    if tokens.pooled is None:
+        np.testing.assert_allclose(tokens.cls[:, 0], found.last_hidden_state[:, 0], atol=1e-4)
+    else:
+        np.testing.assert_allclose(tokens.pooled[:, 0], found.pooler_output, atol=1e-4)
+
+
+def test_each_depths_pooled_token_is_the_models_own_pooling_of_its_tokens(tmp_path):
+    """Oracle: the same weights in a model that is only so deep."""
+    whole = save_model(tmp_path / "siglip", "SiglipVision")
+    tokens = HuggingFaceEncoder(str(tmp_path / "siglip"), depths=(1, 2, 3)).encode(IMAGES)
+    for depth in (1, 2, 3):
+        config = transformers.SiglipVisionConfig(**(SIZES | {"num_hidden_layers": depth}))
+        shallow = transformers.SiglipVisionModel(config).eval()
+        shallow.load_state_dict({k: v for k, v in whole.state_dict().items() if k in shallow.state_dict()})
+        with torch.no_grad():
+            expected = shallow(pixel_values=pixel_values(IMAGES)).pooler_output
+        np.testing.assert_allclose(tokens.pooled[:, depth - 1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_patches", [9, 10])
+def test_siglip2_of_any_resolution_gives_the_square_grid_without_padding(tmp_path, max_patches):
+    config = transformers.Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"}, num_patches=16)
+    model = randomise(transformers.Siglip2VisionModel(config))
+    model.save_pretrained(tmp_path)
+    settings = dict(image_processor_type="Siglip2ImageProcessor", patch_size=PATCH, max_num_patches=max_patches)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    encoder = HuggingFaceEncoder(str(tmp_path), depths=(1, 3))
+    tokens = encoder.encode(IMAGES)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    inputs = processor(list(IMAGES), return_tensors="pt")
+    assert inputs["pixel_attention_mask"].sum(1).tolist() == [9, 9, 9]
+    expected = block_outputs(model, **inputs)
+    with torch.no_grad():
+        pooled = model(**inputs).pooler_output
+    assert encoder.grid == (3, 3)
+    np.testing.assert_allclose(tokens.patch[:, 0], expected[0][:, :9], atol=1e-4)
+    np.testing.assert_allclose(tokens.patch[:, 1], expected[2][:, :9], atol=1e-4)
+    np.testing.assert_allclose(tokens.pooled[:, 1], pooled, atol=1e-4)
+    with pytest.raises(ValueError, match="gives 8 patches of images of 20 x 40 pixels, not the 3 x 3 of square ones"):
+        encoder.encode(np.zeros((2, 20, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_the_text_tower_is_not_loaded(tmp_path, kind, capfd):
+    save_pair(tmp_path, kind)
+    capfd.readouterr()
+    encoder = HuggingFaceEncoder(str(tmp_path))
+    assert not [name for name, _ in encoder._tower.model.named_parameters() if "text" in name]
+    assert capfd.readouterr().err == "", "and transformers says nothing of it"
+
+
+def test_blocks_past_the_deepest_depth_are_not_run(saved):
+    path, _ = saved
+    whole, shallow = HuggingFaceEncoder(str(path), depths=(1, 3)), HuggingFaceEncoder(str(path), depths=(1,))
+    assert len(shallow._tower.blocks) == 1
+    assert shallow.spec()["weights"] == whole.spec()["weights"], "the weights that identify it are all of them"
+    np.testing.assert_array_equal(shallow.encode(IMAGES).patch[:, 0], whole.encode(IMAGES).patch[:, 0])
+
+
+def test_batches_within_do_not_show(saved):
+    path, _ = saved
+    encoder = HuggingFaceEncoder(str(path))
+    many = np.random.default_rng(1).integers(0, 256, (7, 40, 33, 3), np.uint8)
+    whole = encoder.encode(many).named()
+    encoder.batch = 2
+    for name, values in encoder.encode(many).named().items():
+        np.testing.assert_allclose(values, whole[name], atol=1e-5)
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_an_encoder_says_of_itself(saved):
@@ -91,6 +185,11 @@ def test_what_an_encoder_says_of_itself(saved):
     assert json.loads(json.dumps(spec)) == spec
     assert spec == HuggingFaceEncoder(str(path) + "/").spec()
     assert spec["preprocessing"]["image_mean"] == list(MEAN)
+    assert spec.get("registers", 0) == N_REGISTERS.get(path.name, 0)
+    told = encoder.provenance()
+    assert told["processor"] == "BitImageProcessorPil"
+    assert told["transformers"] == transformers.__version__
+    assert json.loads(json.dumps(told)) == told
 
 
 def test_weights_normalisation_and_depths_identify_an_encoder(tmp_path):
@@ -102,19 +201,103 @@ def test_weights_normalisation_and_depths_identify_an_encoder(tmp_path):
     specs.append(HuggingFaceEncoder(str(tmp_path / "0" / "vit"), depths=(2,)).spec())
     save_processor(tmp_path / "0" / "vit", image_mean=(0.5, 0.5, 0.5))
     specs.append(HuggingFaceEncoder(str(tmp_path / "0" / "vit")).spec())
-    assert len({json.dumps(spec) for spec in specs}) == 4
+    save_processor(
+        tmp_path / "0" / "vit", "DINOv3ViTImageProcessor", do_center_crop=None, size={"height": 28, "width": 28}
+    )
+    specs.append(HuggingFaceEncoder(str(tmp_path / "0" / "vit")).spec())
+    assert len({json.dumps(spec) for spec in specs}) == 5
 
 
 def test_a_pooler_that_a_checkpoint_lacks_changes_nothing(tmp_path):
     """`transformers` draws it at random at each load; no token passes through it."""
-    import transformers
-
-    sizes = dict(hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=2, image_size=SIDE, patch_size=PATCH)
-    transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path)
+    transformers.ViTModel(transformers.ViTConfig(**SIZES), add_pooling_layer=False).save_pretrained(tmp_path)
     save_processor(tmp_path)
     first, second = HuggingFaceEncoder(str(tmp_path)), HuggingFaceEncoder(str(tmp_path))
     assert first.spec() == second.spec()
     np.testing.assert_array_equal(first.encode(IMAGES).cls, second.encode(IMAGES).cls)
+
+
+# -- preprocessing -----------------------------------------------------------------------------------------------------
+
+SQUARE = dict(size={"height": SIDE, "width": SIDE}, do_center_crop=None, crop_size=None)
+PROCESSORS = {
+    "dinov2": ("BitImageProcessor", {}),
+    "dinov2-as-published": ("BitImageProcessor", {"size": {"shortest_edge": 36}}),
+    "clip": ("CLIPImageProcessor", {}),
+    "clip-as-first-published": (
+        "",
+        {
+            "image_processor_type": None,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "size": SIDE,
+            "crop_size": SIDE,
+        },
+    ),
+    "siglip": ("SiglipImageProcessor", SQUARE),
+    "vit": ("ViTImageProcessor", SQUARE | {"resample": 2}),
+    "no-normalisation": ("BitImageProcessor", {"do_normalize": False}),
+    "no-rescaling": ("BitImageProcessor", {"do_rescale": False}),
+}
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (61, 61), (40, 75), (75, 41), (20, 31)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_preprocessing_is_that_of_transformers_own_pillow_processor(tmp_path, name, shape):
+    from data.encoders.hub import locate
+    from data.encoders.preprocessing import Preprocessing
+
+    kind, settings = PROCESSORS[name]
+    save_processor(tmp_path, kind, **settings)
+    images = np.random.default_rng(2).integers(0, 256, (3, *shape, 3), np.uint8)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(list(images), return_tensors="pt")
+    ours = Preprocessing(locate(str(tmp_path)))(images)
+    assert ours.keys() == theirs.keys() == {"pixel_values"}
+    assert ours["pixel_values"].dtype == torch.float32
+    np.testing.assert_allclose(ours["pixel_values"], theirs["pixel_values"], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("resample", "pillow"), [(2, Image.Resampling.BILINEAR), (3, Image.Resampling.BICUBIC)])
+@pytest.mark.parametrize("shape", [(28, 28), (61, 61), (40, 75), (20, 31)])
+def test_dinov3_resizes_in_floating_point_after_rescaling(tmp_path, shape, resample, pillow):
+    """Oracle: Pillow's own resize of floating-point channels. (The processor itself needs torchvision.)"""
+    from data.encoders.hub import locate
+    from data.encoders.preprocessing import Preprocessing
+
+    settings = dict(size={"height": SIDE, "width": SIDE}, do_center_crop=None, crop_size=None, resample=resample)
+    save_processor(tmp_path, "DINOv3ViTImageProcessorFast", **settings)
+    images = np.random.default_rng(2).integers(0, 256, (2, *shape, 3), np.uint8)
+    found = Preprocessing(locate(str(tmp_path)))
+    assert found.processor == found.settings["processor"] == "DINOv3ViTImageProcessor"
+    for image, ours in zip(images, found(images)["pixel_values"], strict=True):
+        for channel in range(3):
+            plane = Image.fromarray(np.float32(image[..., channel] / 255))
+            expected = (np.asarray(plane.resize((SIDE, SIDE), pillow)) - MEAN[channel]) / SD[channel]
+            np.testing.assert_allclose(ours[channel], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("BitImageProcessor", {"crop_size": {"height": 30, "width": 30}}, "crops 30 x 30 out of 28 x 28 pixels"),
+        ("BitImageProcessor", {"size": {"longest_edge": 28, "shortest_edge": 20}}, "resizes to .*longest_edge"),
+        ("BitImageProcessor", {"do_pad": True}, "an image processor that pads"),
+        ("DINOv3ViTImageProcessor", {}, "settings of DINOv3ViTImageProcessor that this command doesn't understand"),
+        ("EfficientNetImageProcessor", {}, "the image processor EfficientNetImageProcessorPil, which this command"),
+        (
+            "BitImageProcessor",
+            {"crop_size": {"height": 27, "width": 13}},
+            "model and preprocessing of .* don't fit each other",
+        ),
+    ],
+)
+def test_preprocessing_that_would_be_got_wrong_is_refused(tmp_path, kind, settings, message):
+    save_model(tmp_path, "Dinov2")
+    save_processor(tmp_path, kind, **settings)
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceEncoder(str(tmp_path))
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_missing_weights_are_refused(tmp_path):
@@ -128,25 +311,33 @@ def test_missing_weights_are_refused(tmp_path):
         HuggingFaceEncoder(str(tmp_path))
 
 
-@pytest.mark.parametrize("depths", [(0,), (4,), (2, 1), (1, 1)])
-def test_depths_that_do_not_exist_or_rise_are_refused(saved, depths):
+@pytest.mark.parametrize("depths", [(0,), (4,), (2, 1), (1, 1), ()])
+def test_depths_that_do_not_exist_or_rise_are_refused(dinov2, depths):
     with pytest.raises(ValueError, match=r"must rise and lie within 1\.\.3"):
-        HuggingFaceEncoder(str(saved[0]), depths=depths)
+        HuggingFaceEncoder(str(dinov2), depths=depths)
 
 
-def test_a_transformer_without_cls_is_refused(tmp_path):
-    import transformers
+def test_a_transformer_without_any_token_of_the_whole_image_is_refused(tmp_path):
+    save_model(tmp_path, "SiglipVision", vision_use_head=False)
+    with pytest.raises(ValueError, match="has neither a CLS token nor a pooling head"):
+        HuggingFaceEncoder(str(tmp_path))
 
-    sizes = dict(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH)
-    transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes)).save_pretrained(tmp_path)
-    save_processor(tmp_path)
-    with pytest.raises(ValueError, match="not a square grid of patches; choose a vision transformer with a CLS token"):
+
+def test_a_grid_that_is_not_square_is_refused(tmp_path):
+    save_model(tmp_path, "Dinov2")
+    save_processor(tmp_path, crop_size={"height": SIDE, "width": PATCH})
+    with pytest.raises(ValueError, match="gives 2 patch tokens, not a square grid of patches"):
+        HuggingFaceEncoder(str(tmp_path))
+
+
+def test_preprocessing_of_another_size_than_the_models_is_refused(tmp_path):
+    save_model(tmp_path, "CLIPVision")
+    save_processor(tmp_path, size={"shortest_edge": 42}, crop_size={"height": 42, "width": 42})
+    with pytest.raises(ValueError, match=r"model and preprocessing of .* don't fit .*\(42\*42\) doesn't match model"):
         HuggingFaceEncoder(str(tmp_path))
 
 
 def test_a_network_of_another_kind_is_refused(tmp_path):
-    import transformers
-
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
     transformers.ResNetModel(config).save_pretrained(tmp_path)
     save_processor(tmp_path)
@@ -155,15 +346,137 @@ def test_a_network_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no encoder .*: neither a local directory nor reachable"):
+    with pytest.raises(ValueError, match=r"holds no model that transformers .* knows \("):
         HuggingFaceEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "preprocessor_config.json"])
+def test_a_directory_that_lacks_a_file_is_refused(tmp_path, file):
+    save_model(tmp_path, "Dinov2")
+    (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match=rf"lacks part of an encoder \(.*{file}.*\); save model and processor there"):
+        HuggingFaceEncoder(str(tmp_path))
+
+
+# -- the hub -----------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ASK = """
+import json, sys, logging
+from data.encoders.huggingface import HuggingFaceEncoder
+try:
+    encoder = HuggingFaceEncoder(sys.argv[1])
+    print(json.dumps([encoder.name, encoder.spec()["source"], encoder.provenance()["revision"]]))
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def ask(source: str, *, endpoint: str, cache: Path) -> tuple[str | list[str], str]:
+    """Load an encoder in a process that isn't offline; return what it says, and its stderr. A minute is too long."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    environment |= dict(
+        HF_ENDPOINT=endpoint, HF_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="*", no_proxy="*"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, source],
+        env=environment,
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """A hub that takes calls and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def no_hub() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def hub(dinov2) -> Iterator[str]:
+    """A hub that has somebody/tiny-dinov2 and nothing else."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def answer(self, *, with_body: bool) -> None:
+            path, headers, status = self.path.split("?")[0], {}, 404
+            body = b'{"error": "Repository not found"}'
+            if path.startswith("/api/models/somebody/tiny-dinov2"):
+                body = json.dumps({"id": "somebody/tiny-dinov2", "sha": COMMIT, "siblings": []}).encode()
+                status = 200 if path.removesuffix("/revision/main").count("/") == 4 else 404
+            elif path.startswith("/somebody/tiny-dinov2/resolve/"):
+                file = dinov2 / path.split("/")[-1]
+                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}"'}
+                if file.is_file():
+                    body, status = file.read_bytes(), 200
+                else:
+                    headers["X-Error-Code"] = "EntryNotFound"
+            else:
+                headers["X-Error-Code"] = "RepoNotFound"
+            self.send_response(status)
+            for key, value in (headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_encoder_comes_from_the_hub_at_a_commit_and_then_from_the_cache(tmp_path, hub, no_hub):
+    expected = ["tiny-dinov2", "somebody/tiny-dinov2", COMMIT]
+    assert ask("somebody/tiny-dinov2", endpoint=hub, cache=tmp_path)[0] == expected
+    told, warned = ask("somebody/tiny-dinov2", endpoint=no_hub, cache=tmp_path)
+    assert told == expected
+    assert f"somebody/tiny-dinov2 is taken from the cache, commit {COMMIT}: the hub was not asked" in warned
+
+
+def test_a_name_that_the_hub_lacks_is_said_to_be(tmp_path, hub):
+    told, warned = ask("somebody/else", endpoint=hub, cache=tmp_path)
+    assert "no encoder 'somebody/else': neither a local directory nor reachable on the hub; check the name" in told
+    assert warned == ""
+
+
+@pytest.mark.parametrize("kind", ["no_hub", "silent_hub"])
+def test_an_unreachable_hub_is_said_to_be_at_once_and_in_one_line(tmp_path, request, kind):
+    told, warned = ask("facebook/dinov2-small", endpoint=request.getfixturevalue(kind), cache=tmp_path)
+    assert (
+        "no encoder 'facebook/dinov2-small': neither a local directory nor reachable on the hub, nor cached (" in told
+    )
+    assert "\n" not in told
+    assert warned == ""
+
+
+# -- a real encoder ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_trained_encoder_gives_its_blocks(shared_data):
-    from PIL import Image
-    from transformers import AutoImageProcessor, AutoModel
-
     source = shared_data / "encoder-vits14"
     files = sorted((shared_data / "photos").glob("*.jpg"))[:4]
     images = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
@@ -172,8 +485,8 @@ def test_a_trained_encoder_gives_its_blocks(shared_data):
     assert (encoder.width, encoder.grid) == (384, (16, 16))
     assert tokens.cls.shape == (4, 3, 384)
     assert tokens.patch.shape == (4, 3, 256, 384)
-    model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-    pixels = AutoImageProcessor.from_pretrained(source)(list(images), return_tensors="pt")["pixel_values"]
+    model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    pixels = transformers.AutoImageProcessor.from_pretrained(source)(list(images), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         found = model(pixel_values=pixels, output_hidden_states=True)
         expected = [model.layernorm(found.hidden_states[d]) for d in (3, 7, 12)]
@@ -181,6 +494,7 @@ def test_a_trained_encoder_gives_its_blocks(shared_data):
         np.testing.assert_allclose(tokens.cls[:, k], block[:, 0], atol=1e-3)
         np.testing.assert_allclose(tokens.patch[:, k], block[:, 1:], atol=1e-3)
     np.testing.assert_allclose(tokens.cls[:, 2], found.last_hidden_state[:, 0], atol=1e-3)
+    np.testing.assert_allclose(tokens.patch[:, 2], found.last_hidden_state[:, 1:], atol=1e-3)
     cosine = np.einsum("bpw,bpw->bp", tokens.patch[:, 0], tokens.patch[:, 2])
     cosine /= np.linalg.norm(tokens.patch[:, 0], axis=-1) * np.linalg.norm(tokens.patch[:, 2], axis=-1)
     assert cosine.mean() < 0.9, "depths differ"
