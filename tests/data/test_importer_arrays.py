@@ -449,7 +449,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a piece is missing": (lambda s: (in_pieces(s), (s / "test_fmri.npy").unlink()), "test_fmri.npy does not exist"),
     "pieces disagree": (
         lambda s: (in_pieces(s), np.save(s / "test_fmri.npy", np.ones((4, 3, 9)))),
-        "test_fmri.npy has 9 voxels but .*train_fmri.npy 4",
+        "test_fmri.npy has 9 voxels, .*train_fmri.npy 4; they must",
     ),
     "a picture in two roles": (
         lambda s: (in_pieces(s, roles=["train", "test"]), np.save(s / "test_stim.npy", pictures(4))),
