@@ -30,8 +30,8 @@ check: $(VENV)/.installed-dev  ## ruff, pyright, import-linter
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## measure the benchmarks, which `make test` only runs
-	$(BIN)/pytest tests/benchmarks --benchmark-enable $(ARGS)
+bench: $(VENV)/.installed-dev  ## measure the benchmarks, which `make test` only runs, and with the types of arguments checked
+	$(BIN)/pytest tests/benchmarks --benchmark-enable -o addopts=--import-mode=importlib $(ARGS)
 
 docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --quiet docs docs/_build/html

@@ -52,9 +52,11 @@ class Fitted:
 
 def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> Streams:
     """Return the frozen streams' outputs to a subject's images, computed once."""
+    device = next(model.parameters()).device
     found = []
     with torch.no_grad():
         for batch in ordered_batches(tokens, samples):
+            batch = batch.to(device)
             found.append(model.streams(batch.cls, batch.patch))
     return Streams(
         cls=torch.cat([f.cls for f in found]),

@@ -17,7 +17,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Tokens of all rows, ordered by subject, and each subject's part (all subjects are there, some perhaps empty)."""
+    """Tokens of all rows, ordered by subject, and each subject's part (all subjects are there, some perhaps empty).
+
+    A loader gives tokens as they are stored, in half precision; `to` gives them in single precision.
+    """
 
     cls: Float[Tensor, "image depth width"]
     patch: Float[Tensor, "image depth patch width"]
@@ -27,6 +30,6 @@ class Batch:
         return len(self.cls)
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`."""
+        """Return the batch on `device`, its tokens in single precision: they travel as halves and are widened there."""
         parts = {name: Part(rows=part.rows, responses=part.responses.to(device)) for name, part in self.parts.items()}
-        return Batch(cls=self.cls.to(device), patch=self.patch.to(device), parts=parts)
+        return Batch(cls=self.cls.to(device).float(), patch=self.patch.to(device).float(), parts=parts)

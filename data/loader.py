@@ -1,19 +1,50 @@
-"""From step numbers to batches: the sampler says what, this reads it, one step ahead of the one who asks."""
+"""From step numbers to batches: the sampler says what, this reads it, some steps ahead of the one who asks."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
+from threading import Lock
+from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from data.batch import Batch, Part
 from data.preprocess import Samples
-from data.sampler import check_batch_size, step_samples, steps_per_epoch
-from data.store import TokenReader
+from data.sampler import Sampler
+from data.shuffle_buffer import ShuffleBuffer
+from data.store import TokenBatch, TokenReader
+
+PREFETCH = 2
+READ_BYTES = 4 << 20  # with a shuffle buffer, so much of neighbouring images is read at once
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Loader:
-    """Batches of several subjects' samples by global step; the position is the step, so resuming is asking for it."""
+    """Batches of several subjects' samples by global step; the position is the step, so resuming is asking for it.
+
+    Parameters
+    ----------
+    tokens, samples : where the tokens are, and each subject's samples.
+    batch_size : samples of a global batch, over all ranks.
+    seed, rank, world : what the order and this rank's share of it depend on.
+    shuffle_buffer : None shuffles each epoch as a whole. A number keeps the shuffle within windows of so many samples
+        of each subject, read by neighbouring images: for tokens on a slow disk or far away. In memory are up to two
+        windows of every subject.
+    prefetch : batches that are read ahead of the one who asks.
+
+    Raises
+    ------
+    ValueError
+        If there is no whole batch, it can't be shared out, or a setting can't be.
+    """
 
     def __init__(
         self,
@@ -24,42 +55,136 @@ class Loader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        shuffle_buffer: int | None = None,
+        prefetch: int = PREFETCH,
     ) -> None:
-        self._tokens, self._samples = tokens, samples
-        self.sizes = {name: len(s) for name, s in samples.items()}
-        check_batch_size(self.sizes, batch_size=batch_size, world=world)
-        self.steps_per_epoch = steps_per_epoch(self.sizes, batch_size=batch_size)
-        self._settings = {"seed": seed, "batch_size": batch_size, "rank": rank, "world": world}
+        if prefetch < 1:
+            raise ValueError(f"{prefetch} batches can't be read ahead; use 1 or more")
+        if shuffle_buffer is not None and shuffle_buffer < 1:
+            raise ValueError(f"a shuffle buffer of {shuffle_buffer} samples can't be; use 1 or more, or None")
+        self._tokens, self._samples, self._prefetch = tokens, samples, prefetch
+        self.sampler = Sampler(
+            sizes={name: len(s) for name, s in samples.items()},
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world=world,
+            buffer=shuffle_buffer,
+            block=1 if shuffle_buffer is None else int(np.clip(READ_BYTES // tokens.image_bytes, 1, shuffle_buffer)),
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self._rooms = _Rooms(partial(tokens.room, self.sampler.share), limit=prefetch + 2)
+        self.wait_s = 0.0
+        """Seconds that whoever iterates over `steps` has waited for data, all told."""
 
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global step `step`."""
-        return collate(self._tokens, self._samples, step_samples(self.sizes, step=step, **self._settings))
+        wanted = self.sampler.step(step)
+        tokens = self._tokens.read(image_rows(self._samples, wanted), out=self._rooms.take())
+        return collate(tokens, self._samples, wanted)
+
+    def _from_buffer(self, buffer: ShuffleBuffer, step: int) -> Batch:
+        """Return what `batch` does, out of a buffer; to be called step by step."""
+        wanted = self.sampler.step(step)
+        return collate(buffer.take(wanted, out=self._rooms.take()), self._samples, wanted)
+
+    def _read_samples(self, name: str, index: np.ndarray) -> TokenBatch:
+        return self._tokens.read(self._samples[name].image[index])
+
+    def _open_buffer(self, start: int, stop: int) -> ShuffleBuffer:
+        return ShuffleBuffer(
+            {name: partial(self._read_samples, name) for name in self._samples},
+            {name: self.sampler.windows(name, start, stop) for name in self._samples},
+            threads=self._prefetch,
+        )
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of steps `start` to `stop`, reading one ahead."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            coming = reader.submit(self.batch, start) if start < stop else None
-            for step in range(start, stop):
-                assert coming is not None
-                now = coming.result()
-                coming = reader.submit(self.batch, step + 1) if step + 1 < stop else None
-                yield now
+        """Yield the batches of steps `start` to `stop`, read ahead; what goes wrong in reading is raised here."""
+        with ExitStack() as stack:
+            make, threads = self.batch, self._prefetch
+            if self.sampler.buffer is not None:
+                make, threads = partial(self._from_buffer, stack.enter_context(self._open_buffer(start, stop))), 1
+            ahead = read_ahead(make, range(start, stop), depth=self._prefetch, threads=threads)
+            batches = stack.enter_context(closing(ahead))
+            while True:
+                asked = perf_counter()
+                batch = next(batches, None)
+                self.wait_s += perf_counter() - asked
+                if batch is None:
+                    return
+                yield batch
+                del batch  # not kept while the next one is waited for
 
 
-def collate(tokens: TokenReader, samples: dict[str, Samples], wanted: dict[str, np.ndarray]) -> Batch:
-    """Return the batch of `wanted` sample indices by subject."""
-    rows = np.concatenate([samples[name].image[index] for name, index in wanted.items()])
-    cls, patch = tokens.read(rows)
+class _Rooms:
+    """Memory for batches' tokens, used again once nobody refers to it.
+
+    Fresh memory of this size has to be mapped and cleared by the system each time, which takes about a tenth of a warm
+    read. A tensor refers to the array that it was made from, and so do all views of either, so the
+    number of references tells whether an array is in use.
+    """
+
+    def __init__(self, make: Callable[[], TokenBatch], *, limit: int) -> None:
+        self._make, self._limit, self._lock = make, limit, Lock()
+        self._kept: list[TokenBatch] = []
+        self._unused = _n_references(make())
+
+    def take(self) -> TokenBatch:
+        """Return arrays that nobody else has; at most `limit` are kept for later."""
+        with self._lock:
+            for room in self._kept:
+                if _n_references(room) == self._unused:
+                    return room[0], room[1]
+            room = self._make()
+            if len(self._kept) < self._limit:
+                self._kept.append(room)
+            return room[0], room[1]
+
+
+def _n_references(room: TokenBatch) -> int:
+    return sum(sys.getrefcount(array) for array in room)
+
+
+def read_ahead(
+    make: Callable[[Key], Value], keys: Iterable[Key], *, depth: int, threads: int
+) -> Generator[Value, None, None]:
+    """Yield ``make(key)`` in order, up to `depth` of them made ahead by `threads`; no thread outlives the iterator."""
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read-ahead")
+    coming: deque[Future[Value]] = deque()
+    left = iter(keys)
+    try:
+        coming.extend(pool.submit(make, key) for key in islice(left, depth))
+        while coming:
+            value = coming.popleft().result()
+            coming.extend(pool.submit(make, key) for key in islice(left, 1))
+            yield value
+            del value  # not kept while the next one is waited for
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def image_rows(samples: dict[str, Samples], wanted: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the image rows of `wanted` sample indices by subject, one subject after the other."""
+    return np.concatenate([samples[name].image[index] for name, index in wanted.items()])
+
+
+def collate(tokens: TokenBatch, samples: dict[str, Samples], wanted: dict[str, np.ndarray]) -> Batch:
+    """Return the batch of `wanted` sample indices by subject, whose images have `tokens`."""
     parts, start = {}, 0
     for name, index in wanted.items():
         responses = torch.from_numpy(samples[name].responses[index])
         parts[name] = Part(rows=slice(start, start + len(index)), responses=responses)
         start += len(index)
-    return Batch(cls=torch.from_numpy(cls).float(), patch=torch.from_numpy(patch).float(), parts=parts)
+    globals_, patches = tokens
+    return Batch(cls=torch.from_numpy(globals_), patch=torch.from_numpy(patches), parts=parts)
 
 
 def ordered_batches(tokens: TokenReader, samples: Samples, *, size: int = 64) -> Iterator[Batch]:
     """Yield one subject's samples in their order, for prediction and scoring."""
-    for start in range(0, len(samples), size):
-        index = np.arange(start, min(start + size, len(samples)))
-        yield collate(tokens, {samples.subject: samples}, {samples.subject: index})
+    of_subject = {samples.subject: samples}
+
+    def make(start: int) -> Batch:
+        wanted = {samples.subject: np.arange(start, min(start + size, len(samples)))}
+        return collate(tokens.read(image_rows(of_subject, wanted)), of_subject, wanted)
+
+    return read_ahead(make, range(0, len(samples), size), depth=1, threads=1)

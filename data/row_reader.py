@@ -32,6 +32,7 @@ from zarr.storage import LocalStore
 
 OPEN_FILES = 128
 _CRC_BYTES = 4
+_SMALL_BYTES = 1 << 16  # up to here, to ask whether a row is in the page cache costs more than it gives
 _RUN_BYTES = 32 << 20  # Zarr decodes a run of chunks into an array of its own, so a long one is read in pieces
 _NEVER_WRITTEN = np.uint64(2**64 - 1)
 _REMEDY = "put the file back from a copy or write the array again; `python -m data validate` finds all that is damaged"
@@ -78,6 +79,9 @@ class _File:
         would go by a few pages at a time, and beyond the file's end the system would end the process.
         """
         assert self.descriptor is not None
+        if len(part) < _SMALL_BYTES:
+            self.read_into([part], offset)
+            return
         try:
             there = os.preadv(self.descriptor, [bytearray(1)], offset + len(part) - 1, os.RWF_NOWAIT)
         except OSError:  # it isn't, or the file system can't say

@@ -105,6 +105,7 @@ def train(
         seed=recipe.seed,
         rank=engine.rank,
         world=engine.world,
+        shuffle_buffer=recipe.data.shuffle_buffer,
     )
     n_steps = loader.steps_per_epoch * recipe.optim.epochs
     since, at = time.perf_counter(), progress.step
