@@ -130,7 +130,7 @@ def validate(store: Positional[Store], /, *, quick: bool = False, session: Commo
         session: common options.
     """
     begin(session)
-    from data.validate import validate as findings_of
+    from data.store.validate import validate as findings_of
 
     console = Console(soft_wrap=True, markup=False, highlight=False)
     remarks: list[str] = []
@@ -189,7 +189,7 @@ def migrate(store: Positional[Store], /, *, session: CommonOptions = Session()) 
         session: common options.
     """
     begin(session)
-    from data.migrate import migrate as bring_up_to_date
+    from data.store.migrate import migrate as bring_up_to_date
 
     console = Console(soft_wrap=True)
     bring_up_to_date(store, tell=console.print)

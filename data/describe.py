@@ -15,8 +15,7 @@ from data.noise_ceiling import ncsnr, noise_ceiling
 from data.preprocess import MIN_TRIALS, n_sessions_of, standardise
 from data.rois import families
 from data.splits import split_of
-from data.store import PooledStore
-from data.subject_store import SubjectStore
+from data.store import PooledStore, SubjectStore
 
 N_VOXELS, SEED = 500, 0
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

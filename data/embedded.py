@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from data.features import compute_features, load_encoder
 from data.home import stores_dir
-from data.migrate import migrate
 from data.phantom import PRESETS, write_phantom
 from data.store import PooledStore
+from data.store.migrate import migrate
 
 
 def embedded_phantom(preset: str, *, tell: Callable[[str], None] = lambda line: None) -> str:

@@ -9,9 +9,9 @@ from data.nifti import label_path, surface_paths, write_label_names, write_surfa
 from data.noise_ceiling import ncsnr, noise_ceiling, split_half_reliability
 from data.parcels import make_parcels, parse_parcels
 from data.preprocess import Trials, samples, standardised_trials
-from data.schema import Surface, Volume
 from data.splits import split_of
 from data.store import PooledStore, SubjectStore
+from data.voxels import Surface, Volume
 
 COMPUTED = {
     "mean": "mean over all trials, in the subject's unit",

@@ -7,8 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from data.encoders import Encoder
-from data.store import PooledStore
-from data.tokens import NamedTokens
+from data.store import NamedTokens, PooledStore
 
 _BATCH = 64
 _BATCH_BYTES = 256 << 20  # of tokens in single precision

@@ -1,6 +1,6 @@
 """Voxel vectors as the field's files: volumes as NIfTI, surfaces as GIFTI, and label volumes in a subject's space.
 
-A voxel vector has the order of `data.schema.Volume.index`; importers make it the C order of a mask. Outside the voxels
+A voxel vector has the order of `data.voxels.Volume.index`; importers make it the C order of a mask. Outside the voxels
 of a table a map is NaN, a label map 0.
 """
 
@@ -19,7 +19,7 @@ from nibabel.freesurfer.mghformat import MGHError, MGHImage
 from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from data.schema import Rois, Surface, Volume
+from data.voxels import Rois, Surface, Volume
 
 HEMISPHERES = ("lh", "rh")
 UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, MGHError, ValueError, TypeError, KeyError)
@@ -71,7 +71,7 @@ def load_image(path: Path) -> Any:
             return MGHImage.from_bytes(gzip.decompress(raw) if path.suffix == ".mgz" else raw)
         image = nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
     except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or is not a readable NIfTI or MGH file ({error}); fetch it again") from error
+        raise ValueError(f"{path} is damaged or is not a readable NIfTI or MGH file ({error}); get it anew") from error
     if not isinstance(image, SpatialImage):
         raise ValueError(f"{path} holds no volume; give a NIfTI or MGH file")
     return image

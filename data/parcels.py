@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64, Num
 
 from data.preprocess import Samples
-from data.schema import Rois, Volume, VoxelTable, digest_of, json_digest
+from data.schema import digest_of, json_digest
+from data.voxels import Rois, Volume, VoxelTable
 
 Kind = Literal["sequential", "compact", "auto", "functional", "roi", "atlas"]
 N_COMPONENTS = 20

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float16, Int
 
 from data.sampler import Window
-from data.tokens import TokenBatch
+from data.store import TokenBatch
 
 Read = Callable[[Int[np.ndarray, " sample"]], TokenBatch]
 

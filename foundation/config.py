@@ -100,8 +100,8 @@ class DataConfig:
     subjects: tuple[str, ...] = ("1", "2", "7")
     """Subjects to pool, by number or name."""
     parcels: str = "auto:30"
-    """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30, roi:FAMILY
-    or atlas:PATH."""
+    """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30,
+    roi:FAMILY or atlas:PATH."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled; None: the whole epoch. A number suits tokens on a
     slow disk or far away: neighbouring images are then read together, and up to twice that many are held."""

@@ -51,8 +51,8 @@ class Pretrain:
     encoder: str = "gabor"
     """Encoder whose tokens are read."""
     parcels: str = "auto:30"
-    """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30, roi:FAMILY
-    or atlas:PATH."""
+    """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30,
+    roi:FAMILY or atlas:PATH."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled (default: the whole epoch)."""
     checkpoint_every: int = 50

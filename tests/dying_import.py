@@ -17,9 +17,10 @@ import numpy as np
 import zarr
 import zarr.storage._local as local
 
-import data.zarr_arrays
-from data.schema import ImageSource, Rois, SessionSource, SubjectSource, VoxelTable
+import data.store.zarr_arrays
+from data.sources import ImageSource, SessionSource, SubjectSource
 from data.store import PooledStore
+from data.voxels import Rois, VoxelTable
 
 SESSIONS = {"subj01": 2, "subj02": 3, "subj03": 1}
 N_TRIALS, N_VOXELS = 40, 7
@@ -74,10 +75,10 @@ def counted(at: int | None = None, end: Callable[[], None] = kill) -> Iterator[l
 @contextmanager
 def small_shards() -> Iterator[None]:
     """Chunks and shards of a few rows, so that small arrays have several of each."""
-    chunk_bytes = dict.fromkeys(data.zarr_arrays._CHUNK_BYTES, 256)
+    chunk_bytes = dict.fromkeys(data.store.zarr_arrays._CHUNK_BYTES, 256)
     with (
-        mock.patch.object(data.zarr_arrays, "_SHARD_BYTES", 512),
-        mock.patch.object(data.zarr_arrays, "_CHUNK_BYTES", chunk_bytes),
+        mock.patch.object(data.store.zarr_arrays, "_SHARD_BYTES", 512),
+        mock.patch.object(data.store.zarr_arrays, "_CHUNK_BYTES", chunk_bytes),
     ):
         yield
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import ImageBlock, Rois, SubjectData
+from data.sources import ImageBlock, SubjectData
 from data.store import PooledStore
+from data.voxels import Rois
 from foundation.config import BackboneConfig, DataConfig, MambaConfig, OptimConfig, Recipe
 
 ENCODER = "noise"

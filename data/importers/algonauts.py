@@ -24,7 +24,8 @@ from data.importers.findings import Findings
 from data.importers.nsd_design import N_IMAGES, Design, read_expdesign
 from data.importers.plan import ImportPlan, SessionChoice
 from data.importers.restricted_pickle import load_pickled_dict
-from data.schema import ImageSource, Rois, SessionSource, SubjectSource, Surface, VoxelTable
+from data.sources import ImageSource, SessionSource, SubjectSource
+from data.voxels import Rois, Surface, VoxelTable
 
 HEMISPHERES = ("lh", "rh")
 FAMILIES = ("prf-visualrois", "floc-bodies", "floc-faces", "floc-places", "floc-words", "streams")

@@ -17,15 +17,9 @@ import pandas as pd
 from data.importers.files import Pictures, load_array, open_pictures
 from data.importers.plan import ImportPlan, SessionChoice
 from data.importers.recordings import Recording, read_recordings
-from data.schema import (
-    TRIAL_COLUMNS,
-    ImageSource,
-    Rois,
-    SessionSource,
-    SubjectSource,
-    VoxelTable,
-    check_finite,
-)
+from data.schema import TRIAL_COLUMNS
+from data.sources import ImageSource, SessionSource, SubjectSource, check_finite
+from data.voxels import Rois, VoxelTable
 
 Read = Callable[[np.ndarray], np.ndarray]
 ROWS = 256

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.importers.plan import ImportPlan
-from data.schema import SubjectSource
+from data.sources import SubjectSource
 from data.store import PooledStore
 
 Tell = Callable[[str], None]

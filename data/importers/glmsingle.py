@@ -29,7 +29,8 @@ from data.importers.named_pictures import NamedPictures
 from data.importers.plan import ImportPlan, SessionChoice
 from data.importers.shown_images import ShownImages, shown_images
 from data.importers.trial_tables import TrialTable, find_tables, read_trials, session_of
-from data.schema import SessionSource, SubjectSource, check_name
+from data.schema import check_name
+from data.sources import SessionSource, SubjectSource
 
 KINDS = (
     "*_desc-SingletrialBetas_statmap.nii.gz",

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from data.importers.findings import Findings
 from data.importers.glmsingle_betas import Betas, extremes
 from data.nifti import label_path, load_image, read_labels, read_volume, same_grid, stem_of
-from data.schema import Rois, Volume, VoxelTable, check_name
+from data.schema import check_name
+from data.voxels import Rois, Volume, VoxelTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ from jaxtyping import Float32, Int, UInt8
 from data.importers.findings import Findings
 from data.importers.nsd_design import N_IMAGES, N_REPEATS, Design, read_expdesign
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import ImageSource, SessionSource, SubjectSource, VoxelTable
+from data.sources import ImageSource, SessionSource, SubjectSource
+from data.voxels import VoxelTable
 
 TRIALS_PER_SESSION = 750
 UPSTREAM = "z-scored per session (MindEye2: b2, fithrf)"

@@ -34,7 +34,8 @@ from data.importers.nsd_files import (
 )
 from data.importers.nsd_voxels import HEMISPHERES, Voxels, surface_voxels, volume_voxels
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import ImageSource, SessionSource, SubjectSource, Surface, Volume
+from data.sources import ImageSource, SessionSource, SubjectSource
+from data.voxels import Surface, Volume
 
 SCALE = 1 / 300
 

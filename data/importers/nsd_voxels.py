@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int16
 
 from data.importers.findings import Findings
 from data.nifti import UNREADABLE, load_image
-from data.schema import Rois, Surface, Volume, VoxelTable
+from data.voxels import Rois, Surface, Volume, VoxelTable
 
 FAMILIES = (
     "streams",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.schema import SubjectSource
+from data.sources import SubjectSource
 
 
 @dataclass(frozen=True, kw_only=True)

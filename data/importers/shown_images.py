@@ -8,7 +8,8 @@ from jaxtyping import Int64
 from data.importers.findings import Findings
 from data.importers.named_pictures import NamedPictures
 from data.importers.trial_tables import TrialTable
-from data.schema import ROLES, ImageSource
+from data.schema import ROLES
+from data.sources import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)

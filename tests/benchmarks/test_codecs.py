@@ -1,8 +1,8 @@
 """What each codec makes of each kind of array: its size, and GB/s of encoding and decoding on one core.
 
-The choices in `data.zarr_arrays.CODECS` rest on this table; ``*`` marks them. `make test` sees to it that each codec
-gives back what it was given; `make bench` measures, in CPU time, since a machine is seldom idle. The last column is how
-fast an array comes in from a disk of 2 GB/s, decoded after reading.
+The choices in `data.store.zarr_arrays.CODECS` rest on this table; ``*`` marks them. `make test` sees to it that each
+codec gives back what it was given; `make bench` measures, in CPU time, since a machine is seldom idle. The last column
+is how fast an array comes in from a disk of 2 GB/s, decoded after reading.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec
 
 from data.features import load_encoder
 from data.phantom import PhantomConfig, write_phantom
-from data.zarr_arrays import CODECS, Kind, create_array
+from data.store.zarr_arrays import CODECS, Kind, create_array
 
 DISK_GB_S = 2.0
 SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.encoders.huggingface import HuggingFaceEncoder
 from data.features import compute_features
-from data.schema import ImageBlock
+from data.sources import ImageBlock
 from data.store import PooledStore
 
 pytestmark = pytest.mark.slow

@@ -20,10 +20,10 @@ from data.batch import Batch
 from data.loader import Loader
 from data.preprocess import Samples, samples
 from data.sampler import Sampler
-from data.schema import ImageBlock, SubjectData
+from data.sources import ImageBlock, SubjectData
 from data.splits import split_of
 from data.store import PooledStore
-from data.zarr_arrays import array_at, group_at, rows_of
+from data.store.zarr_arrays import array_at, group_at, rows_of
 
 ENCODER = "random"
 BATCH = 32

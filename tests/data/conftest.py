@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from data.schema import ImageBlock, SubjectData
+from data.sources import ImageBlock, SubjectData
 from data.store import PooledStore
 
 # Time is measured by the benchmarks; on a busy machine a deadline fails at random.

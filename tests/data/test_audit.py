@@ -8,9 +8,9 @@ import pytest
 from data.audit import audit_fit, audit_pictures
 from data.parcels import make_parcels, parse_parcels
 from data.preprocess import samples
-from data.schema import VoxelTable
 from data.splits import split_of
 from data.store import PooledStore
+from data.voxels import VoxelTable
 
 
 @pytest.fixture

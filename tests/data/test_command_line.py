@@ -94,7 +94,7 @@ def test_info_of_a_store_whose_new_images_lack_tokens(call, source, tmp_path):
     call("import", "arrays", source, store)
     call("features", store, "--encoder", "gabor")
     opened = PooledStore.open(store, writable=True)
-    from data.schema import ImageBlock
+    from data.sources import ImageBlock
 
     opened.add_images(ImageBlock(ids=["new"], roles=[""], pixels=np.zeros((1, 8, 8, 3), np.uint8)))
     code, out, err = call("info", store)

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from data.describe import describe, show
 from data.phantom import PhantomConfig, read_truth, write_phantom
-from data.schema import Rois, Surface, Volume
 from data.store import PooledStore
+from data.voxels import Rois, Surface, Volume
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from data.export import export_map, map_names
 from data.nifti import from_volume, read_labels, volume_of_mask
 from data.noise_ceiling import ncsnr
 from data.preprocess import standardised_trials
-from data.schema import Rois, SubjectData, Surface, Volume, VoxelTable
+from data.sources import SubjectData
 from data.splits import split_of
 from data.store import PooledStore
+from data.voxels import Rois, Surface, Volume, VoxelTable
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
 SHAPE = (5, 6, 4)

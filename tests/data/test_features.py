@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.zarr_arrays
+import data.store.zarr_arrays
 from data.encoders import Encoder, Tokens
 from data.encoders.gabor import GaborEncoder
 from data.features import compute_features, load_encoder
-from data.schema import ImageBlock
+from data.sources import ImageBlock
 from data.store import PooledStore
 from tests.tiny_encoder import save_processor, save_vit
 
@@ -125,7 +125,7 @@ N_IMAGES = 700
 FIRST_OF_BATCH = """
 import sys, time
 import numpy as np
-import data.zarr_arrays
+import data.store.zarr_arrays
 from data.encoders import Tokens
 from data.features import compute_features
 from data.store import PooledStore
@@ -146,8 +146,8 @@ def run(path, wait_s):
     def told(n):
         print(n, flush=True)
         time.sleep(wait_s)
-    data.zarr_arrays._SHARD_BYTES = 150 * 16 * 8 * 2
-    data.zarr_arrays._CHUNK_BYTES["tokens"] = 10 * 16 * 8 * 2
+    data.store.zarr_arrays._SHARD_BYTES = 150 * 16 * 8 * 2
+    data.store.zarr_arrays._CHUNK_BYTES["tokens"] = 10 * 16 * 8 * 2
     compute_features(PooledStore.open(path, writable=True), FirstOfBatch(), progress=told)
 """
 
@@ -200,8 +200,8 @@ def test_killed_runs_leave_the_bytes_of_one_that_was_not(tmp_path):
 def small_shards(monkeypatch):
     """Shards of 10 images of `tiny_vit`'s tokens."""
     row = 3 * 4 * 32 * 2
-    monkeypatch.setattr(data.zarr_arrays, "_SHARD_BYTES", 10 * row)
-    monkeypatch.setitem(data.zarr_arrays._CHUNK_BYTES, "tokens", 5 * row)
+    monkeypatch.setattr(data.store.zarr_arrays, "_SHARD_BYTES", 10 * row)
+    monkeypatch.setitem(data.store.zarr_arrays._CHUNK_BYTES, "tokens", 5 * row)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from data.nifti import (
     write_surface,
     write_volume,
 )
-from data.schema import Surface, Volume
+from data.voxels import Surface, Volume
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
 SHAPE = (5, 6, 4)

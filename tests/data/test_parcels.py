@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.nifti import volume_of_mask
 from data.parcels import compact, functional, make_parcels, parse_parcels, sequential
 from data.preprocess import Samples
-from data.schema import Rois, VoxelTable
+from data.voxels import Rois, VoxelTable
 
 
 @given(n_voxels=st.integers(1, 2000), size=st.integers(1, 100))

@@ -10,10 +10,16 @@ from sklearn.linear_model import RidgeCV
 
 from data.encoders.gabor import GaborEncoder
 from data.phantom import PRESETS, PhantomConfig, read_truth, truth_path, write_phantom
-from data.phantom_cortex import draw_cortex
-from data.phantom_design import count_images, draw_trials
-from data.phantom_images import CATEGORY_NAMES, Objects, draw_images, render
-from data.phantom_responses import content_drive, draw_common_tuning, draw_population, early_drive, energy_maps
+from data.phantom.cortex import draw_cortex
+from data.phantom.design import count_images, draw_trials
+from data.phantom.images import CATEGORY_NAMES, Objects, draw_images, render
+from data.phantom.responses import (
+    content_drive,
+    draw_common_tuning,
+    draw_population,
+    early_drive,
+    energy_maps,
+)
 from data.rois import families
 from data.store import PooledStore
 
@@ -311,7 +317,7 @@ def test_truth_alone_blocks_the_name_and_a_failure_leaves_nothing(tmp_path, monk
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("data.phantom.write_truth", fail)
+    monkeypatch.setattr("data.phantom.simulate.write_truth", fail)
     with pytest.raises(OSError, match="disk full"):
         write_phantom(tmp_path / "p.zarr", SMALLEST)
     assert list(tmp_path.iterdir()) == []

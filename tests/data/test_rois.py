@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data.rois import families
-from data.schema import Rois
 from data.store import PooledStore
+from data.voxels import Rois
 
 RETINOTOPIC = {1: "V1v", 2: "V1d", 3: "V2v", 4: "V2d", 5: "V3v", 6: "V3d", 7: "hV4"}
 STREAMS = {1: "early", 2: "midventral", 3: "midlateral", 4: "midparietal", 5: "ventral", 6: "lateral", 7: "parietal"}

@@ -27,8 +27,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 from scipy import fft
 from scipy.ndimage import uniform_filter1d
 
-from data.phantom_cortex import Cortex, smooth_fields
-from data.phantom_images import IMAGE_SIZE, ImageLabels
+from data.phantom.cortex import Cortex, smooth_fields
+from data.phantom.images import IMAGE_SIZE, ImageLabels
 
 _FREQUENCIES = (6.0, 11.5, 18.0, 27.0)
 _N_ORIENTATIONS = 8

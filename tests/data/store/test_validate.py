@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.audit import audit_pictures
-from data.schema import ImageBlock, ImageSource, Rois, SessionSource, SubjectSource, Volume, VoxelTable
+from data.sources import ImageBlock, ImageSource, SessionSource, SubjectSource
 from data.splits import split_of
 from data.store import PooledStore
-from data.validate import validate
+from data.store.validate import validate
+from data.voxels import Rois, Volume, VoxelTable
 
 N_VOXELS = 6
 PART = "subjects/subj01/parts/0000"
@@ -127,7 +128,7 @@ def test_a_store_at_a_url_is_validated_like_one_on_a_disk(request):
     store = fill(url)
     assert validate(url) == []
     sub = store._root.store
-    from data.shards import files_of
+    from data.store.shards import files_of
 
     key = next(key for key in files_of(sub) if key.endswith("pixels/c/0/0/0/0"))
     import fsspec

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 from scipy import fft
 
-from data.phantom_catalogue import CATEGORIES, CATEGORY_NAMES, SCENE_NAMES, SCENES
+from data.phantom.catalogue import CATEGORIES, CATEGORY_NAMES, SCENE_NAMES, SCENES
 
 IMAGE_SIZE = 128
 MAX_OBJECTS = 3

@@ -11,8 +11,8 @@ import pytest
 from data.importers import algonauts
 from data.importers.algonauts import plan_algonauts
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import Surface
 from data.store import PooledStore
+from data.voxels import Surface
 from tests.algonauts_tree import COUNTS, FSAVERAGE, NAMES, make_algonauts_subject, picture
 from tests.nsd_tree import DesignTruth, make_design, write_expdesign
 

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from jaxtyping import Float, Float32, Int
 
-from data.phantom_images import ImageLabels, Objects
+from data.phantom.images import ImageLabels, Objects
 
 _FORMAT, _VERSION = "manybrains-phantom-truth", 1
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import zarr
 from jaxtyping import Int, UInt8
@@ -19,21 +20,13 @@ from zarr.errors import BaseZarrError, GroupNotFoundError
 from data.schema import (
     FORMAT,
     FORMAT_VERSION,
-    ROLES,
-    ImageBlock,
-    ImageSource,
-    Rois,
-    SessionSource,
-    SubjectData,
-    SubjectSource,
     check_name,
-    digest_of,
     json_digest,
-    pixel_identity,
 )
-from data.shards import files_of, size_of
-from data.subject_store import (
-    Progress,
+from data.sources import ImageBlock, ImageSource, SessionSource, SubjectData, SubjectSource
+from data.store.images import Progress, image_blocks, image_ids, image_roles, write_images
+from data.store.shards import files_of, size_of
+from data.store.subjects import (
     SubjectStore,
     commit_part,
     draft_part,
@@ -41,31 +34,14 @@ from data.subject_store import (
     write_head,
     write_session,
 )
-from data.tokens import NamedTokens, TokenBatch, TokenReader, rows_written, write_tokens
-from data.zarr_arrays import (
+from data.store.tokens import NamedTokens, TokenReader, rows_written, write_tokens
+from data.store.zarr_arrays import (
     array_at,
     attribute,
     complete_members,
-    create_array,
-    get,
     group_at,
     members,
-    put,
-    resume_or_begin,
-    shard_rows,
 )
-
-__all__ = [
-    "ImageBlock",
-    "PooledStore",
-    "Rois",
-    "SubjectData",
-    "SubjectSource",
-    "SubjectStore",
-    "TokenBatch",
-    "TokenReader",
-    "pixel_identity",
-]
 
 
 class _NoStoreError(ValueError):
@@ -73,7 +49,7 @@ class _NoStoreError(ValueError):
 
 
 class OldStoreError(ValueError):
-    """The store has an older format, which `data.migrate` brings up to date."""
+    """The store has an older format, which `data.store.migrate` brings up to date."""
 
 
 def written_by() -> str:
@@ -90,17 +66,6 @@ def format_version(root: zarr.Group) -> Any:
     return 0 if found == 1 and attribute(root, "written_by") is None else found
 
 
-def _encode_ids(ids: Sequence[str]) -> UInt8[np.ndarray, "image byte"]:
-    encoded = [i.encode() for i in ids]
-    width = max(map(len, encoded))
-    return np.frombuffer(b"".join(e.ljust(width, b"\0") for e in encoded), np.uint8).reshape(len(ids), width)
-
-
-def decode_ids(array: UInt8[np.ndarray, "image byte"]) -> list[str]:
-    """Return the identities that an array of ids holds."""
-    return [row.tobytes().rstrip(b"\0").decode() for row in array]
-
-
 def _nothing(n_bytes: int) -> None:
     """Show no progress."""
 
@@ -109,6 +74,17 @@ def _occupied(path: str | Path) -> bool:
     """Return whether a local path holds more than what a kill left of creating a store; a URL is taken to be free."""
     local = Path(path)
     return local.is_file() or (local.is_dir() and any(file.suffix != ".partial" for file in local.iterdir()))
+
+
+def _check_protocol(path: str | Path) -> None:
+    """Raise ValueError where a URL is of a kind that fsspec doesn't know, or needs a package that isn't installed."""
+    protocol, url, _ = str(path).partition("://")
+    if not url:
+        return
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{path} can't be opened: {error}; install what it needs, or check the URL") from error
 
 
 class PooledStore:
@@ -129,6 +105,7 @@ class PooledStore:
         """
         attrs = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name, "provenance": provenance or {}}
         attrs |= {"written_by": written_by()}
+        _check_protocol(path)
         refusal = f"{path} exists already; choose another path or remove it first"
         if _occupied(path):
             raise ValueError(refusal)
@@ -147,6 +124,7 @@ class PooledStore:
         ValueError
             If nothing is there, if it is something else, or if a newer version of manybrains wrote it.
         """
+        _check_protocol(path)
         try:
             root = zarr.open_group(str(path), mode="r", zarr_format=3)
         except (FileNotFoundError, GroupNotFoundError) as error:
@@ -210,19 +188,10 @@ class PooledStore:
 
     # -- images ------------------------------------------------------------------------------------------------------
 
-    def _image_blocks(self) -> list[tuple[str, zarr.Group]]:
-        """Return the blocks that count: complete, and if a subject's import brought them, that is complete too."""
-        found = []
-        for name, group in complete_members(self._root, "images"):
-            part = attribute(group, "part")
-            if part is None or (part in self._root and attribute(group_at(self._root, part), "image_block") == name):
-                found.append((name, group))
-        return found
-
     def image_blocks(self) -> list[tuple[str, int, tuple[int, int] | None]]:
         """Return each block's name, number of images, and the pictures' height and width (None without pixels)."""
         found = []
-        for name, group in self._image_blocks():
+        for name, group in image_blocks(self._root):
             shape = array_at(group, "pixels").shape[1:3] if "pixels" in group else None
             found.append((name, array_at(group, "id").shape[0], shape))
         return found
@@ -230,19 +199,15 @@ class PooledStore:
     @property
     def n_images(self) -> int:
         """Number of images over all blocks."""
-        return sum(array_at(group, "id").shape[0] for _, group in self._image_blocks())
+        return sum(array_at(group, "id").shape[0] for _, group in image_blocks(self._root))
 
     def image_ids(self) -> list[str]:
         """Return the identity of every image, by global row."""
-        return [i for _, group in self._image_blocks() for i in decode_ids(get(group, "id"))]
+        return image_ids(self._root)
 
     def image_roles(self) -> list[str]:
         """Return the split that the data set prescribes for every image ("" where it prescribes none)."""
-        roles: list[str] = []
-        for _, group in self._image_blocks():
-            names = attribute(group, "role_names")
-            roles += [names[code] for code in get(group, "role")]
-        return roles
+        return image_roles(self._root)
 
     def check_images(self, images: ImageBlock | ImageSource) -> None:
         """Raise ValueError if `images` contradict themselves, or the store on the role of an image."""
@@ -261,57 +226,7 @@ class PooledStore:
         An image that is there already keeps its row; the block must then agree on its role.
         """
         self.check_images(block)
-        return self._write_images(block.source(), part=None, progress=_nothing)[0]
-
-    def _write_images(
-        self, images: ImageSource, *, part: str | None, progress: Progress
-    ) -> tuple[Int[np.ndarray, " image"], str | None]:
-        """Write the images that aren't there yet as a block, which counts once `part` does.
-
-        Returns the global row of each image, and the block's name if there is one.
-        """
-        known = {identity: row for row, identity in enumerate(self.image_ids())}
-        new = np.array([i for i, identity in enumerate(images.ids) if identity not in known], np.int64)
-        block = f"{len(self._image_blocks()):04d}" if len(new) else None
-        if block is not None:
-            self._write_block(block, images, new, part=part, progress=progress)
-            known |= {images.ids[i]: len(known) + k for k, i in enumerate(new)}
-        return np.array([known[identity] for identity in images.ids], np.int32), block
-
-    def _write_block(
-        self, name: str, images: ImageSource, new: np.ndarray, *, part: str | None, progress: Progress
-    ) -> None:
-        ids = _encode_ids([images.ids[i] for i in new])
-        roles = np.array([ROLES.index(images.roles[i]) for i in new], np.uint8)
-        digest = digest_of(ids)
-        plan = digest_of(digest, roles, str(part), str(images.shape), str(images.read is None))
-        group = resume_or_begin(self._root.require_group("images"), name, plan=plan)
-        if attribute(group, "complete"):  # all but the subject's commit was done before the interruption
-            progress(len(new) * 3 * int(np.prod(images.shape or 0)))
-            return
-        put(group, "id", ids)
-        put(group, "role", roles)
-        if images.read is not None and images.shape is not None:
-            self._write_pixels(group, images, new, progress)
-        shape = list(images.shape) if images.read is not None and images.shape is not None else None
-        attrs: dict[str, Any] = {"complete": True, "digest": digest, "role_names": list(ROLES), "part": part}
-        group.attrs.put(attrs | {"pixel_shape": shape, "plan": plan})
-
-    def _write_pixels(self, group: zarr.Group, images: ImageSource, new: np.ndarray, progress: Progress) -> None:
-        """Write pictures by whole shards, from where an interrupted import stopped."""
-        assert images.read is not None and images.shape is not None
-        shape = (len(new), *images.shape, 3)
-        done = int(attribute(group, "pixels_written") or 0)
-        array = array_at(group, "pixels") if done else create_array(group, "pixels", shape, np.uint8, kind="pixels")
-        step = shard_rows(array)
-        progress(done * int(np.prod(shape[1:])))
-        for start in range(done, len(new), step):
-            pixels = images.read(new[start : start + step])
-            if pixels.dtype != np.uint8 or pixels.shape[1:] != shape[1:]:
-                raise ValueError(f"pictures must be uint8 of {shape[1:]}, got {pixels.dtype} {pixels.shape[1:]}")
-            array[start : start + step] = pixels
-            group.attrs.update({"pixels_written": start + len(pixels)})
-            progress(pixels.nbytes)
+        return write_images(self._root, block.source(), part=None, progress=_nothing)[0]
 
     def pixels(
         self, batch: int = 256, *, block: str | None = None, start: int = 0
@@ -323,7 +238,7 @@ class PooledStore:
         ValueError
             If a block was stored without pixels.
         """
-        for name, group in self._image_blocks():
+        for name, group in image_blocks(self._root):
             if block not in (None, name):
                 continue
             if "pixels" not in group:
@@ -345,7 +260,7 @@ class PooledStore:
     def missing_tokens(self, encoder: str) -> list[str]:
         """Return the image blocks that have no tokens of `encoder` yet."""
         have = {name for name, _ in complete_members(self._root, f"features/{encoder}")}
-        return [name for name, _ in self._image_blocks() if name not in have]
+        return [name for name, _ in image_blocks(self._root) if name not in have]
 
     def begin_tokens(self, encoder: str, spec: dict[str, Any], *, provenance: dict[str, Any] | None = None) -> None:
         """Open an encoder's place in the store; `provenance` is kept beside `spec`, and identifies nothing.
@@ -375,7 +290,7 @@ class PooledStore:
         if encoder not in self.encoders:
             return 0
         missing = self.missing_tokens(encoder)
-        sizes = {name: array_at(group, "id").shape[0] for name, group in self._image_blocks()}
+        sizes = {name: array_at(group, "id").shape[0] for name, group in image_blocks(self._root)}
         return sum(self.tokens_written(encoder, name) if name in missing else n for name, n in sizes.items())
 
     def write_tokens(self, encoder: str, block: str, batches: Iterable[NamedTokens]) -> None:
@@ -390,7 +305,7 @@ class PooledStore:
         ValueError
             If the encoder's tokens are not there. Images added since they were computed are refused when read.
         """
-        blocks = [(name, array_at(group, "id").shape[0]) for name, group in self._image_blocks()]
+        blocks = [(name, array_at(group, "id").shape[0]) for name, group in image_blocks(self._root)]
         if encoder not in self.encoders or not blocks:
             have = ", ".join(self.encoders) or "none"
             raise ValueError(
@@ -471,7 +386,7 @@ class PooledStore:
         sessions = self.new_sessions(source)
         if sessions:
             part = f"subjects/{source.name}/parts/{self._next_part(source.name)}"
-            rows, block = self._write_images(source.images, part=part, progress=progress)
+            rows, block = write_images(self._root, source.images, part=part, progress=progress)
             self._write_part(source, sessions, rows, block, progress)
         return sessions
 

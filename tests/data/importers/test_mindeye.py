@@ -13,7 +13,7 @@ import pytest
 from data.importers import mindeye
 from data.importers.mindeye import plan_mindeye
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import SubjectSource
+from data.sources import SubjectSource
 from data.store import PooledStore
 from tests.mindeye_tree import (
     behav,

@@ -16,8 +16,9 @@ from data.importers.nsd import plan_nsd
 from data.importers.nsd_design import N_IMAGES, read_design, read_stim_info, runs_by_rule
 from data.importers.nsd_voxels import read_ctab
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import SubjectSource, Surface, Volume
+from data.sources import SubjectSource
 from data.store import PooledStore
+from data.voxels import Surface, Volume
 from tests.nsd_tree import (
     AFFINE,
     FAMILIES,

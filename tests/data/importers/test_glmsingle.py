@@ -15,8 +15,9 @@ from PIL import Image
 import data.importers.glmsingle_betas as betas_module
 from data.importers.glmsingle import plan_glmsingle
 from data.importers.plan import ImportPlan, SessionChoice
-from data.schema import Volume, pixel_identity
+from data.schema import pixel_identity
 from data.store import PooledStore
+from data.voxels import Volume
 from tests.glmsingle_tree import (
     AFFINE,
     GRID,

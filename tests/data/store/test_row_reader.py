@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
-from data.row_reader import ByteRangeReader, OpenFiles, row_reader
-from data.zarr_arrays import array_at, create_array
+from data.store.row_reader import ByteRangeReader, OpenFiles, row_reader
+from data.store.zarr_arrays import array_at, create_array
 
 N = 50
 
@@ -23,7 +23,7 @@ N = 50
 def small_bytes(request) -> Iterator[int]:
     """All tests go both ways: rows copied out of the mapped file, and rows so small that they are read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.row_reader._SMALL_BYTES", request.param)
+        patch.setattr("data.store.row_reader._SMALL_BYTES", request.param)
         yield request.param
 
 

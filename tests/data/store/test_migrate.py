@@ -16,9 +16,9 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from data.__main__ import main
-from data.migrate import migrate
 from data.store import PooledStore
-from data.validate import validate
+from data.store.migrate import migrate
+from data.store.validate import validate
 from tests.dying_import import Stopped, counted, stop
 
 IDS = ["a", "bee", "ç", "d", "e", "f"]

@@ -20,7 +20,7 @@ from data.schema import pixel_identity
 from data.splits import split_of
 from data.store import PooledStore
 
-V4 = Path(__file__).resolve().parents[1] / "recordings" / "v4.json"
+V4 = Path(__file__).resolve().parents[2] / "recordings" / "v4.json"
 N, VOXELS = 12, 4
 
 
@@ -286,7 +286,7 @@ def test_an_import_that_died_can_be_run_again(source, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.store.commit_part", dying)
+        patch.setattr("data.store.pooled.commit_part", dying)
         with pytest.raises(KeyboardInterrupt):
             imported(source)
     died = PooledStore.open(target(source))
@@ -310,7 +310,7 @@ def test_a_conflict_with_the_store_is_found_before_anything_is_added(source, mak
     write_zip(source / "images2.zip", pictures(N, first=50))
     describe(source, {"subject": "B", "responses": "other.npy", "images": "images2.zip"})
     store = PooledStore.create(target(source), name="old")
-    from data.schema import ImageBlock
+    from data.sources import ImageBlock
 
     shared = pictures(1, first=50)
     store.add_images(ImageBlock(ids=[pixel_identity(shared[0])], roles=["test"], pixels=shared))

@@ -10,8 +10,8 @@ from typing import Any
 
 import zarr
 
-from data.shards import REMEDY, files_of
-from data.zarr_arrays import attribute
+from data.store.shards import REMEDY, files_of
+from data.store.zarr_arrays import attribute
 
 CONTAINERS = ("images", "features", "subjects")
 

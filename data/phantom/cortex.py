@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data.store import Rois
+from data.voxels import Rois
 
 EARLY_LIMIT = 0.40
 _V1, _V2, _V3, _V4, _MID = 0.14, 0.28, EARLY_LIMIT, 0.52, 0.62

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-import data.zarr_arrays
-from data.schema import (
-    ImageBlock,
-    Rois,
-    SessionSource,
-    SubjectSource,
-    Surface,
-    Volume,
-    VoxelTable,
-    check_name,
-)
+import data.store.zarr_arrays
+from data.schema import check_name
+from data.sources import ImageBlock, SessionSource, SubjectSource
 from data.store import PooledStore
+from data.voxels import Rois, Surface, Volume, VoxelTable
 
 
 def bytes_of(path: Path) -> dict[str, str]:
@@ -108,6 +102,16 @@ def test_any_fsspec_url_holds_a_store(make_block, make_subject, request):
         PooledStore.create(url, name="other")
     with pytest.raises(ValueError, match="no store at"):
         PooledStore.open(url + "-absent")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"), [("s3://bucket/x.zarr", "Install s3fs"), ("nonsense://x", "Protocol not known: nonsense")]
+)
+def test_a_url_that_cannot_be_opened_is_told_what_is_missing(url, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for open_ in (PooledStore.open, lambda path: PooledStore.create(path, name="x")):
+        with pytest.raises(ValueError, match=f"can't be opened: {message}.*; install what it needs"):
+            open_(url)
 
 
 # -- opening -----------------------------------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ def test_a_subjects_digest_does_not_depend_on_the_rows_of_its_images(order, make
 
 @pytest.fixture(scope="module")
 def make_subject_of():
-    from data.schema import SubjectData
+    from data.sources import SubjectData
 
     responses = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     return lambda rows: SubjectData(name="subj01", responses=responses, image=np.asarray(rows, np.int32))
@@ -569,8 +573,8 @@ def test_scattered_rows_equal_the_same_rows_of_the_whole(rows, many_tokens):
 def many_tokens():
     """A hundred images in chunks of a few rows and shards of a few chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.zarr_arrays._CHUNK_BYTES, "tokens", 200)
-        patch.setattr(data.zarr_arrays, "_SHARD_BYTES", 1000)
+        patch.setitem(data.store.zarr_arrays._CHUNK_BYTES, "tokens", 200)
+        patch.setattr(data.store.zarr_arrays, "_SHARD_BYTES", 1000)
         store = PooledStore.create("memory://many-tokens.zarr", name="many")
         store.add_images(ImageBlock(ids=[f"i{k}" for k in range(100)], roles=[""] * 100))
         store.begin_tokens("enc", {"depths": [1, 2]})

@@ -381,7 +381,7 @@ def ask(source: str, *, endpoint: str, cache: Path) -> tuple[str | list[str], st
     done = subprocess.run(
         [sys.executable, "-c", ASK, source],
         env=environment,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         capture_output=True,
         text=True,
         timeout=60,

@@ -12,8 +12,8 @@ import numpy as np
 import zarr
 from jaxtyping import Float16, Int
 
-from data.row_reader import OpenFiles, row_reader
-from data.zarr_arrays import array_at, attribute, begin, create_array, group_at, shard_rows
+from data.store.row_reader import OpenFiles, row_reader
+from data.store.zarr_arrays import array_at, attribute, begin, create_array, group_at, shard_rows
 
 TokenBatch = tuple[Float16[np.ndarray, "image depth width"], Float16[np.ndarray, "image depth patch width"]]
 NamedTokens = Mapping[str, np.ndarray]

@@ -1,8 +1,8 @@
 """Rows of an array on disk, in any order, read straight into the caller's memory.
 
 An array whose chunks are whole rows, uncompressed, in ``sharding_indexed`` shards on a local file system (as
-`data.zarr_arrays` writes tokens) is read by byte ranges: row r of chunk c begins at ``offset[c] + r * row_bytes`` of
-its shard, so it is put where it is wanted, and nothing else is read or copied. Every other array goes through Zarr.
+`zarr_arrays` writes tokens) is read by byte ranges: row r of chunk c begins at ``offset[c] + r * row_bytes`` of its
+shard, so it is put where it is wanted, and nothing else is read or copied. Every other array goes through Zarr.
 Which of the two a reader is depends on the array alone, and `how` tells.
 
 A shard ends with its index: (offset, nbytes) of each chunk as little-endian uint64, all ones where a chunk was never

@@ -2,7 +2,7 @@
 
 `write_phantom` makes a store of NSD's shape: shared and own images, sessions in the order of scanning, betas as int16
 in 1/300 percent signal change, retinotopic and stream ROIs. Beside `NAME.zarr` it writes `NAME.truth.zarr`, what no
-scanner tells (`data.phantom_truth`).
+scanner tells (`data.phantom.truth`).
 
 A subject's randomness depends on the seed and the subject's number alone: subject 1 of eight is subject 1 of two.
 """
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from data.phantom_cortex import Cortex, draw_cortex, selective_rois
-from data.phantom_design import ImageCounts, TrialTable, count_images, draw_trials
-from data.phantom_images import ImageLabels, join_labels
-from data.phantom_responses import (
+from data.phantom.cortex import Cortex, draw_cortex, selective_rois
+from data.phantom.design import ImageCounts, TrialTable, count_images, draw_trials
+from data.phantom.images import ImageLabels, join_labels
+from data.phantom.responses import (
     Population,
     draw_common_tuning,
     draw_noise,
@@ -28,11 +28,12 @@ from data.phantom_responses import (
     energy_maps,
     noise_free_signal,
 )
-from data.phantom_stimuli import InventedStimuli, PhotographStimuli, read_photographs
-from data.phantom_truth import SubjectTruth, Truth, read_truth, truth_path, write_truth
-from data.store import ImageBlock, PooledStore, Rois, SubjectData, pixel_identity
-
-__all__ = ["PRESETS", "PhantomConfig", "SubjectTruth", "Truth", "read_truth", "truth_path", "write_phantom"]
+from data.phantom.stimuli import InventedStimuli, PhotographStimuli, read_photographs
+from data.phantom.truth import SubjectTruth, Truth, truth_path, write_truth
+from data.schema import pixel_identity
+from data.sources import ImageBlock, SubjectData
+from data.store import PooledStore
+from data.voxels import Rois
 
 SCALE = 1 / 300
 UNIT = "percent signal change"

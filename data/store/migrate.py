@@ -8,9 +8,11 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from data.schema import FORMAT_VERSION, TRIAL_COLUMNS, Rois, SubjectData
-from data.store import OldStoreError, PooledStore, format_version, written_by
-from data.zarr_arrays import array_at, attribute, complete_members, get_optional, group_at
+from data.schema import FORMAT_VERSION, TRIAL_COLUMNS
+from data.sources import SubjectData
+from data.store.pooled import OldStoreError, PooledStore, format_version, written_by
+from data.store.zarr_arrays import array_at, attribute, complete_members, get_optional, group_at
+from data.voxels import Rois
 
 
 def migrate(path: str | Path, *, tell: Callable[[str], None] = lambda line: None) -> None:

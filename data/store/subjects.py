@@ -6,7 +6,7 @@ together. Until then it is a draft: a later import of the same plan goes on wher
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,16 @@ import numpy as np
 import zarr
 from jaxtyping import Float32, Int, Shaped
 
-from data.schema import (
-    TRIAL_COLUMNS,
-    Rois,
+from data.schema import TRIAL_COLUMNS, digest_of, json_digest
+from data.sources import (
     SessionSource,
     SubjectSource,
-    Surface,
-    Volume,
-    VoxelTable,
     check_finite,
-    digest_of,
-    json_digest,
     session_digest,
     subject_digest,
 )
-from data.zarr_arrays import (
+from data.store.images import Progress
+from data.store.zarr_arrays import (
     array_at,
     attribute,
     begin,
@@ -43,8 +38,7 @@ from data.zarr_arrays import (
     rows_of,
     shard_rows,
 )
-
-Progress = Callable[[int], None]
+from data.voxels import Rois, Surface, Volume, VoxelTable
 
 
 class SubjectStore:

@@ -9,23 +9,16 @@ import numpy as np
 import zarr
 
 from data.audit import same_pictures
-from data.schema import (
-    TRIAL_COLUMNS,
-    ImageSource,
-    SessionSource,
-    SubjectSource,
-    digest_of,
-    json_digest,
-    pixel_identity,
-    session_digest,
-)
-from data.shards import REMEDY, has_checksums, read_shards
+from data.schema import TRIAL_COLUMNS, digest_of, json_digest, pixel_identity
+from data.sources import ImageSource, SessionSource, SubjectSource, session_digest
 from data.splits import split_images
-from data.store import PooledStore, decode_ids
-from data.store_tree import loose_ends, read_tree, remarks
-from data.subject_store import SubjectStore
-from data.tokens import GLOBAL_TOKENS
-from data.zarr_arrays import attribute
+from data.store.images import decode_ids
+from data.store.pooled import PooledStore
+from data.store.shards import REMEDY, has_checksums, read_shards
+from data.store.subjects import SubjectStore
+from data.store.tokens import GLOBAL_TOKENS
+from data.store.tree import loose_ends, read_tree, remarks
+from data.store.zarr_arrays import attribute
 
 ENCODE_AGAIN = "remove that directory and run `python -m data features` again"
 

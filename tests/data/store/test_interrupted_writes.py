@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.store import PooledStore
-from data.validate import validate
+from data.store.validate import validate
 from tests.dying_import import counted, import_and_die, import_into, picture, shown, source
 
 BOTH = ("subj01", "subj02")

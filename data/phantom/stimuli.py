@@ -2,7 +2,7 @@
 
 The table of what is in the photographs is `labels.csv` in their folder: columns
 `file,scene,category,x,y,size,visible_area`, one row an object (places and sizes in fractions of the cropped image's
-side, see `data.phantom_images`). An image without objects has one row with an empty category.
+side, see `data.phantom.images`). An image without objects has one row with an empty category.
 """
 
 import csv
@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from data.phantom_catalogue import CATEGORY_NAMES, SCENE_NAMES
-from data.phantom_design import ImageCounts
-from data.phantom_images import IMAGE_SIZE, ImageLabels, Objects, draw_images
-from data.store import pixel_identity
+from data.phantom.catalogue import CATEGORY_NAMES, SCENE_NAMES
+from data.phantom.design import ImageCounts
+from data.phantom.images import IMAGE_SIZE, ImageLabels, Objects, draw_images
+from data.schema import pixel_identity
 
 LABEL_TABLE = "labels.csv"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
