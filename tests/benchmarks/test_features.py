@@ -60,7 +60,7 @@ def product_rate(seconds: float = 0.5) -> float:
     return n * 2 * SIDE**3 / passed
 
 
-def measure(benchmark, work, threads: int) -> None:
+def measure(benchmark, work, threads: int, capsys) -> None:
     """Run `work`, which encodes all photos; note images per second and share of the product rate."""
     rates: list[float] = []
     shares: list[float] = []
@@ -82,19 +82,22 @@ def measure(benchmark, work, threads: int) -> None:
         "share of the product rate": [round(share, 2) for share in shares],
         "median share": round(share, 2),
     }
-    print(f"\n{share:.2f} of {statistics.median(rates) / 1e9:.0f} GFLOP/s on {threads} threads")
+    told = f"{share:.2f} of the product rate, {statistics.median(rates) / 1e9:.0f} GFLOP/s on {threads} threads"
+    with capsys.disabled():
+        print(f"\n{benchmark.name}: {told}")
 
 
 @pytest.mark.benchmark(group=f"{N_PHOTOS} photos through ViT-S/14 at 224 px, depths 3 6 9 12")
-def test_encoding(benchmark, encoder, photos, threads):
-    measure(benchmark, lambda: encoder.encode(photos), threads)
+def test_encoding(benchmark, encoder, photos, threads, capsys):
+    measure(benchmark, lambda: encoder.encode(photos), threads, capsys)
+    assert np.isfinite(encoder.encode(photos[:2]).patch).all()
 
 
 @pytest.mark.benchmark(group=f"{N_PHOTOS} photos through ViT-S/14 at 224 px, depths 3 6 9 12")
-def test_the_whole_command_store_to_store(benchmark, encoder, photos, threads, tmp_path: Path):
+def test_the_whole_command_store_to_store(benchmark, encoder, photos, threads, tmp_path: Path, capsys):
     store = PooledStore.create(tmp_path / "photos.zarr", name="photos")
     store.add_images(ImageBlock(ids=[str(k) for k in range(N_PHOTOS)], roles=[""] * N_PHOTOS, pixels=photos))
     names = (f"run-{k}" for k in range(ROUNDS + 2))
-    measure(benchmark, lambda: compute_features(store, encoder, name=next(names)), threads)
+    measure(benchmark, lambda: compute_features(store, encoder, name=next(names)), threads, capsys)
     reader = store.tokens(store.encoders[0])
     assert reader.shape == (4, 256, 384)
