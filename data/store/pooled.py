@@ -7,6 +7,7 @@ over groups that lack it. That holds on object stores too, where nothing can be 
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from data.schema import (
 )
 from data.sources import ImageBlock, ImageSource, SessionSource, SubjectData, SubjectSource
 from data.store.images import Progress, image_blocks, image_ids, image_roles, write_images
+from data.store.lock import one_writer
 from data.store.shards import files_of, size_of
 from data.store.subjects import (
     SubjectStore,
@@ -181,6 +183,12 @@ class PooledStore:
         """How the store was made."""
         return attribute(self._root, "provenance")
 
+    def _writing(self) -> AbstractContextManager[None]:
+        """Hold images and subjects for writing."""
+        if self._root.read_only:
+            raise ValueError(f"{self.path} is opened read-only; open it with writable=True to add to it")
+        return one_writer(self._root)
+
     def file_sizes(self) -> dict[str, int]:
         """Return the size in bytes of every file, by its path within the store."""
         files = self._root.store
@@ -225,8 +233,9 @@ class PooledStore:
 
         An image that is there already keeps its row; the block must then agree on its role.
         """
-        self.check_images(block)
-        return write_images(self._root, block.source(), part=None, progress=_nothing)[0]
+        with self._writing():
+            self.check_images(block)
+            return write_images(self._root, block.source(), part=None, progress=_nothing)[0]
 
     def pixels(
         self, batch: int = 256, *, block: str | None = None, start: int = 0
@@ -295,7 +304,9 @@ class PooledStore:
 
     def write_tokens(self, encoder: str, block: str, batches: Iterable[NamedTokens]) -> None:
         """Write one block's tokens as they come, from image `tokens_written` on; they count when all are in."""
-        write_tokens(self._features(encoder), block, array_at(self._root, f"images/{block}/id").shape[0], batches)
+        n_images = array_at(self._root, f"images/{block}/id").shape[0]
+        with one_writer(self._features(encoder)):
+            write_tokens(self._features(encoder), block, n_images, batches)
 
     def tokens(self, encoder: str) -> TokenReader:
         """Return a reader of `encoder`'s tokens.
@@ -333,16 +344,17 @@ class PooledStore:
         ValueError
             If it is there already, or contradicts itself.
         """
-        if data.name in self.subjects:
-            raise ValueError(
-                f"{data.name!r} is in {self.path} already; import it into another store or under another name"
-            )
-        ids = self.image_ids()
-        data.check(n_images=len(ids))
-        source = data.source(ids)
-        rows = {identity: row for row, identity in enumerate(ids)}
-        of_images = np.array([rows[identity] for identity in source.images.ids], np.int32)
-        self._write_part(source, list(source.sessions), of_images, None, _nothing)
+        with self._writing():
+            if data.name in self.subjects:
+                raise ValueError(
+                    f"{data.name!r} is in {self.path} already; import it into another store or under another name"
+                )
+            ids = self.image_ids()
+            data.check(n_images=len(ids))
+            source = data.source(ids)
+            rows = {identity: row for row, identity in enumerate(ids)}
+            of_images = np.array([rows[identity] for identity in source.images.ids], np.int32)
+            self._write_part(source, list(source.sessions), of_images, None, _nothing)
 
     def new_sessions(self, source: SubjectSource) -> list[SessionSource]:
         """Return the sessions of `source` that aren't there yet.
@@ -382,12 +394,13 @@ class PooledStore:
             If the source contradicts itself or the store.
         """
         source.check()
-        self.check_images(source.images)
-        sessions = self.new_sessions(source)
-        if sessions:
-            part = f"subjects/{source.name}/parts/{self._next_part(source.name)}"
-            rows, block = write_images(self._root, source.images, part=part, progress=progress)
-            self._write_part(source, sessions, rows, block, progress)
+        with self._writing():
+            self.check_images(source.images)
+            sessions = self.new_sessions(source)
+            if sessions:
+                part = f"subjects/{source.name}/parts/{self._next_part(source.name)}"
+                rows, block = write_images(self._root, source.images, part=part, progress=progress)
+                self._write_part(source, sessions, rows, block, progress)
         return sessions
 
     def _next_part(self, subject: str) -> str:
