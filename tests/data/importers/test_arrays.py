@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.encoders.gabor import GaborEncoder
+from data.features import compute_features
 from data.importers.arrays import plan_arrays
 from data.importers.carry_out import carry_out, described
 from data.importers.plan import SessionChoice
@@ -19,6 +21,7 @@ from data.preprocess import n_sessions_of
 from data.schema import pixel_identity
 from data.splits import split_of
 from data.store import PooledStore
+from data.store.validate import validate
 
 V4 = Path(__file__).resolve().parents[2] / "recordings" / "v4.json"
 N, VOXELS = 12, 4
@@ -261,6 +264,23 @@ def test_pictures_may_stay_out(source):
     assert store.image_ids() == [pixel_identity(p) for p in pictures(N)]
     with pytest.raises(ValueError, match="without pixels"):
         next(store.pixels())
+
+
+def test_everything_works_on_a_store_that_is_a_url(source, request):
+    url = f"memory://{request.node.name}/s.zarr"
+    by_session(source)
+    imported(source, store=url, sessions=SessionChoice(n=2))
+    store = imported(source, store=url)
+    compute_features(store, GaborEncoder(depths=(1,)))
+    assert validate(url) == []
+    local = imported(source)
+    compute_features(PooledStore.open(target(source), writable=True), GaborEncoder(depths=(1,)))
+    assert store.subject("A").digest == local.subject("A").digest
+    rows = np.array([7, 0, 11])
+    for there, here in zip(
+        PooledStore.open(url).tokens("gabor").read(rows), local.tokens("gabor").read(rows), strict=True
+    ):
+        np.testing.assert_array_equal(there, here)
 
 
 # -- again and again ---------------------------------------------------------------------------------------------------
