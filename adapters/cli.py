@@ -67,16 +67,24 @@ def adapt(command: Adapt) -> None:
     tokens.require(measurements.image)
     train = samples(measurements, split, "train", n_sessions=command.sessions)
     validation = samples(measurements, split, "validation", n_sessions=command.sessions)
+    split_digest, pictures = split.digest_of(measurements.image), store.picture_digests()
     preprocessing = Preprocessing(later_sessions=command.standardise)
     parcels = make_parcels(
         parse_parcels(parcels_of(made_from["recipe"]["data"])),
         measurements.voxels,
         responses=train,
-        split_digest=split.digest,
+        split_digest=split_digest,
         n_sessions=command.sessions,
         seed=command.seed,
     )
-    audit_fit(store.image_ids(), split, {subject: train}, {subject: validation}, parcels={subject: parcels})
+    audit_fit(
+        store.image_ids(),
+        split,
+        {subject: train},
+        {subject: validation},
+        parcels={subject: parcels},
+        pictures=pictures,
+    )
     lineage = {
         "backbone": backbone.label,
         "backbone_name": backbone.name,
@@ -87,7 +95,7 @@ def adapt(command: Adapt) -> None:
         "method": command.method,
         "store": where,
         "store_digest": store.digest([subject], encoder),
-        "split_digest": split.digest,
+        "split_digest": split_digest,
         "parcels": parcels.key,
         "preprocessing": preprocessing.name,
         "preprocessing_digest": preprocessing.digest,
@@ -114,6 +122,7 @@ def adapt(command: Adapt) -> None:
             measurements,
             tokens,
             split,
+            pictures=pictures,
             n_sessions=command.sessions,
             preprocessing=preprocessing,
             seed=command.seed,

@@ -66,7 +66,7 @@ def features(
     name: str | None = None,
     session: CommonOptions = Session(),
 ) -> None:
-    """Compute a frozen encoder's tokens of all images and keep them in the store.
+    """Compute a frozen encoder's tokens of all images that have pixels and keep them in the store.
 
     Args:
         store: the store.
@@ -76,11 +76,12 @@ def features(
         session: common options.
     """
     begin(session)
-    from data.features import compute_features, load_encoder
+    from data.features import compute_features, load_encoder, n_without_pixels
 
     opened = PooledStore.open(store, writable=True)
     loaded = load_encoder(encoder, depths=depths)
-    there = opened.n_encoded(name or loaded.name)
+    there, skipped = opened.n_encoded(name or loaded.name), n_without_pixels(opened)
+    n_images = opened.n_images - skipped
     done, started = 0, time.monotonic()
 
     def progress(n: int) -> None:
@@ -90,14 +91,13 @@ def features(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        todo = bar.add_task(f"{loaded.name} tokens", total=opened.n_images, completed=there, rate="")
+        todo = bar.add_task(f"{loaded.name} tokens", total=n_images, completed=there, rate="")
         kept = compute_features(opened, loaded, name=name, progress=progress)
     how = f"{done} computed now" if done else "all there already, nothing to do"
-    Console().print(
-        f"{store}: {kept} tokens of {opened.n_images} images ({how}), depths {loaded.depths}, width {loaded.width}",
-        markup=False,
-        soft_wrap=True,
-    )
+    lines = [f"{store}: {kept} tokens of {n_images} images ({how}), depths {loaded.depths}, width {loaded.width}"]
+    if skipped:
+        lines += [f"warn {skipped} images were skipped: they were stored without pixels (--no-pixels)"]
+    Console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def info(

@@ -14,6 +14,7 @@ from rich.text import Text
 from data.noise_ceiling import ncsnr, noise_ceiling
 from data.preprocess import MIN_TRIALS, n_sessions_of, standardise
 from data.rois import families
+from data.schema import told_runs
 from data.splits import split_of
 from data.store import PooledStore, SubjectStore
 
@@ -238,8 +239,8 @@ def _lines(subject: dict[str, Any]) -> dict[str, str]:
 def _told(sessions: list[str]) -> str:
     if sessions == ["all"]:
         return "no session index"
-    ends = [sessions[0].lstrip("0"), sessions[-1].lstrip("0")]
-    return f"session {ends[0]}" if len(sessions) == 1 else f"{len(sessions)} sessions, {ends[0]} to {ends[1]}"
+    runs = told_runs([int(session) for session in sessions])
+    return f"session {runs}" if len(sessions) == 1 else f"{len(sessions)} sessions, {runs}"
 
 
 def _made(provenance: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Maps of a subject's voxels, by name, written as the field's files."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from data.nifti import label_path, surface_paths, write_label_names, write_surface, write_volume
 from data.noise_ceiling import ncsnr, noise_ceiling, split_half_reliability
 from data.parcels import make_parcels, parse_parcels
-from data.preprocess import Trials, samples, standardised_trials
-from data.splits import split_of
+from data.preprocess import samples, standardised_voxels
+from data.splits import Split, split_of
 from data.store import PooledStore, SubjectStore
 from data.voxels import Surface, Volume
 
@@ -20,6 +21,8 @@ COMPUTED = {
     "noise-ceiling": "share of the variance of the test images' means that is signal",
     "split-half": "reliability of the mean of repeats, from twenty random halves (seed 0)",
 }
+BLOCK_BYTES = 2**29
+"""Bytes of the standardised trials in memory at a time; reading and standardising them need some four times that."""
 SUFFIXES = (".nii", ".nii.gz", ".gii", ".npy")
 Labels = tuple[np.ndarray, dict[int, str]]
 
@@ -92,25 +95,33 @@ def _values(store: PooledStore, subject: SubjectStore, name: str) -> np.ndarray:
         raise ValueError(
             f"{subject.name} has no map {name!r}; it has {', '.join(map_names(subject))} and parcels:SPEC (compact:30)"
         )
+    _check_repeats(subject, name)
     split = split_of(store)
-    trials = standardised_trials(subject, split)
-    _check_repeats(trials, name)
-    if name == "split-half":
-        return split_half_reliability(trials.responses, trials.image, rng=np.random.default_rng(0))
-    ratio = ncsnr(trials.responses, trials.image)
-    if name == "ncsnr":
-        return ratio
-    test = split.select(trials.image, "test")
-    if not test.any():
+    shown = np.unique(subject.image[split.select(subject.image, "test")], return_counts=True)[1]
+    if name == "noise-ceiling" and not len(shown):
         raise ValueError(f"{subject.name} saw no test image, so there is no ceiling of theirs; ask for ncsnr")
-    return noise_ceiling(ratio, np.unique(trials.image[test], return_counts=True)[1])
+    if name == "split-half":  # seeded anew for each block, so that all voxels have the same halves
+        return _by_blocks(
+            subject, split, lambda y: split_half_reliability(y, subject.image, rng=np.random.default_rng(0))
+        )
+    ratio = _by_blocks(subject, split, lambda y: ncsnr(y, subject.image))
+    return ratio if name == "ncsnr" else noise_ceiling(ratio, shown)
 
 
-def _check_repeats(trials: Trials, name: str) -> None:
-    if (trials.n_averaged > 1).any():
-        raise ValueError(f"{trials.subject} came averaged over repeats, so its noise can't be told: no map {name!r}")
-    if (np.unique(trials.image, return_counts=True)[1] < 2).all():
-        raise ValueError(f"{trials.subject} saw no image twice, so its noise can't be told: no map {name!r}")
+def _by_blocks(subject: SubjectStore, split: Split, of_trials: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return a number per voxel from all standardised trials, as many voxels at a time as fit into `BLOCK_BYTES`."""
+    size = max(1, BLOCK_BYTES // (4 * subject.n_trials))
+    voxels = np.arange(subject.n_voxels)
+    blocks = [voxels[start : start + size] for start in range(0, len(voxels), size)]
+    return np.concatenate([of_trials(standardised_voxels(subject, split, block)) for block in blocks])
+
+
+def _check_repeats(subject: SubjectStore, name: str) -> None:
+    averaged = subject.trial_column("n_averaged")
+    if averaged is not None and (averaged > 1).any():
+        raise ValueError(f"{subject.name} came averaged over repeats, so its noise can't be told: no map {name!r}")
+    if (np.unique(subject.image, return_counts=True)[1] < 2).all():
+        raise ValueError(f"{subject.name} saw no image twice, so its noise can't be told: no map {name!r}")
 
 
 def _moments(subject: SubjectStore) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +150,7 @@ def _labels(store: PooledStore, subject: SubjectStore, name: str) -> Labels:
     spec = parse_parcels(what)
     if spec.kind == "functional":
         split = split_of(store)
-        given = {"responses": samples(subject, split, "train"), "split_digest": split.digest}
+        given = {"responses": samples(subject, split, "train"), "split_digest": split.digest_of(subject.image)}
     else:
         given = {}
     made = make_parcels(spec, subject.voxels, **given)

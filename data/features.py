@@ -30,18 +30,25 @@ def compute_features(
 ) -> str:
     """Encode the images that have no tokens of `encoder` yet; return the name under which they are kept.
 
-    `progress` is called with the number of images just done. An interrupted run loses the shard that it was filling;
-    the next one goes on from there, and its tokens are bit for bit those of a run without interruption.
+    Blocks of images that were stored without pixels are passed over: see `n_without_pixels`. `progress` is called with
+    the number of images just done. An interrupted run loses the shard that it was filling; the next one goes on from
+    there, and its tokens are bit for bit those of a run without interruption. What another run has finished meanwhile
+    is left as it is.
 
     Raises
     ------
     ValueError
-        If another encoder's tokens bear that name, images were stored without pixels, the encoder can't take their
-        shape, or a token is beyond the range of half precision.
+        If another encoder's tokens bear that name, no image was stored with pixels, the encoder can't take their shape,
+        or a token is beyond the range of half precision.
     """
     name = name or encoder.name
-    for block in store.missing_tokens(name):
-        next(store.pixels(batch=1, block=block))  # better to know before the first hour of encoding than after
+    blocks = store.image_blocks()
+    bare = {block for block, _, shape in blocks if shape is None}
+    if bare and len(bare) == len(blocks):
+        raise ValueError(
+            f"all {store.n_images} images of {store.path} were stored without pixels, so there is nothing to encode; "
+            f"import them into a new store without --no-pixels"
+        )
     store.begin_tokens(name, encoder.spec(), provenance=encoder.provenance())
     size = _batch_size(encoder)
 
@@ -66,8 +73,14 @@ def compute_features(
             yield halved
 
     for block in store.missing_tokens(name):
-        store.write_tokens(name, block, batches(block))
+        if block not in bare:
+            store.write_tokens(name, block, batches(block))
     return name
+
+
+def n_without_pixels(store: PooledStore) -> int:
+    """Return how many images were stored without pixels, so that they can't be encoded."""
+    return sum(n for _, n, shape in store.image_blocks() if shape is None)
 
 
 def _batch_size(encoder: Encoder) -> int:

@@ -1,13 +1,11 @@
 """From step numbers to batches: the sampler says what, this reads it, some steps ahead of the one who asks."""
 
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
-from threading import Lock
 from time import perf_counter
 from typing import TypeVar
 
@@ -73,20 +71,23 @@ class Loader:
             block=1 if shuffle_buffer is None else int(np.clip(READ_BYTES // tokens.image_bytes, 1, shuffle_buffer)),
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self._rooms = _Rooms(partial(tokens.room, self.sampler.share), limit=prefetch + 2)
         self.wait_s = 0.0
         """Seconds that whoever iterates over `steps` has waited for data, all told."""
 
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global step `step`."""
-        wanted = self.sampler.step(step)
-        tokens = self._tokens.read(image_rows(self._samples, wanted), out=self._rooms.take())
-        return collate(tokens, self._samples, wanted)
+        return self._from_store((step, self._tokens.room(self.sampler.share)))
 
-    def _from_buffer(self, buffer: ShuffleBuffer, step: int) -> Batch:
-        """Return what `batch` does, out of a buffer; to be called step by step."""
+    def _from_store(self, step_and_room: tuple[int, TokenBatch]) -> Batch:
+        step, room = step_and_room
         wanted = self.sampler.step(step)
-        return collate(buffer.take(wanted, out=self._rooms.take()), self._samples, wanted)
+        return collate(self._tokens.read(image_rows(self._samples, wanted), out=room), self._samples, wanted)
+
+    def _from_buffer(self, buffer: ShuffleBuffer, step_and_room: tuple[int, TokenBatch]) -> Batch:
+        """Return what `batch` does, out of a buffer; to be called step by step."""
+        step, room = step_and_room
+        wanted = self.sampler.step(step)
+        return collate(buffer.take(wanted, out=room), self._samples, wanted)
 
     def _read_samples(self, name: str, index: np.ndarray) -> TokenBatch:
         return self._tokens.read(self._samples[name].image[index])
@@ -101,10 +102,13 @@ class Loader:
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop`, read ahead; what goes wrong in reading is raised here."""
         with ExitStack() as stack:
-            make, threads = self.batch, self._prefetch
+            make, threads = self._from_store, self._prefetch
             if self.sampler.buffer is not None:
                 make, threads = partial(self._from_buffer, stack.enter_context(self._open_buffer(start, stop))), 1
-            ahead = read_ahead(make, range(start, stop), depth=self._prefetch, threads=threads)
+            # Room is made here, in the thread that iterates: the C library mostly uses a thread's own memory again, but
+            # for other threads has the system map and clear it each time, which can double a warm read.
+            keys = ((step, self._tokens.room(self.sampler.share)) for step in range(start, stop))
+            ahead = read_ahead(make, keys, depth=self._prefetch, threads=threads)
             batches = stack.enter_context(closing(ahead))
             while True:
                 asked = perf_counter()
@@ -114,35 +118,6 @@ class Loader:
                     return
                 yield batch
                 del batch  # not kept while the next one is waited for
-
-
-class _Rooms:
-    """Memory for batches' tokens, used again once nobody refers to it.
-
-    Fresh memory of this size has to be mapped and cleared by the system each time, which takes about a tenth of a warm
-    read. A tensor refers to the array that it was made from, and so do all views of either, so the
-    number of references tells whether an array is in use.
-    """
-
-    def __init__(self, make: Callable[[], TokenBatch], *, limit: int) -> None:
-        self._make, self._limit, self._lock = make, limit, Lock()
-        self._kept: list[TokenBatch] = []
-        self._unused = _n_references(make())
-
-    def take(self) -> TokenBatch:
-        """Return arrays that nobody else has; at most `limit` are kept for later."""
-        with self._lock:
-            for room in self._kept:
-                if _n_references(room) == self._unused:
-                    return room[0], room[1]
-            room = self._make()
-            if len(self._kept) < self._limit:
-                self._kept.append(room)
-            return room[0], room[1]
-
-
-def _n_references(room: TokenBatch) -> int:
-    return sum(sys.getrefcount(array) for array in room)
 
 
 def read_ahead(

@@ -91,8 +91,10 @@ def read_volume(path: Path) -> tuple[np.ndarray, Float[np.ndarray, "4 4"]]:
         raise ValueError(f"{path} is {image.shape}; a single volume (x, y, z) is needed")
     try:
         array = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); copy it anew") from error
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds {array.dtype}, not numbers; copy it anew")
     assert image.affine is not None
     return array, np.asarray(image.affine, np.float64)
 

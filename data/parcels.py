@@ -100,12 +100,13 @@ class ParcelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Parcels:
-    """Every voxel in one parcel: `labels` count from 0 and index `names`.
+    """Every voxel in one parcel of some `kind`: `labels` count from 0 and index `names`.
 
     `key` identifies how they were made, and what from. `used_images` are the store's rows of the images whose responses
     were looked at, None where none were.
     """
 
+    kind: Kind
     labels: Int64[np.ndarray, " voxel"]
     names: tuple[str, ...]
     key: str
@@ -147,8 +148,8 @@ def make_parcels(
     Parameters
     ----------
     responses, split_digest, n_sessions
-        For ``functional``: the standardised training samples, the split that they are the training part of, and the
-        sessions that they came from (None: all). The other kinds don't look at them.
+        For ``functional``: the standardised training samples, the digest of the split of the images that the subject
+        saw (`Split.digest_of`), and the sessions that they came from (None: all). The other kinds don't look at them.
     seed
         Of the clustering.
 
@@ -161,7 +162,8 @@ def make_parcels(
     if spec.kind in ("roi", "atlas"):
         rois = _family(spec, voxels) if spec.kind == "roi" else _atlas(spec, voxels)
         labels, names = _by_label(rois)
-        return Parcels(labels=labels, names=names, key=json_digest(made_from | {"labels": digest_of(rois.labels)}))
+        made_from |= {"labels": digest_of(rois.labels)}
+        return Parcels(kind=spec.kind, labels=labels, names=names, key=json_digest(made_from))
     assert spec.size is not None
     used = None
     if spec.kind == "sequential" or (spec.kind == "auto" and _known_positions(voxels) is None):
@@ -178,7 +180,7 @@ def make_parcels(
         made_from |= {"seed": seed, "split": split_digest, "sessions": n_sessions, "subject": responses.subject}
         made_from |= {"responses": digest_of(responses.image, responses.responses, used)}
     names = tuple(f"{spec.kind}-{k + 1}" for k in range(labels.max() + 1))
-    return Parcels(labels=labels, names=names, key=json_digest(made_from), used_images=used)
+    return Parcels(kind=spec.kind, labels=labels, names=names, key=json_digest(made_from), used_images=used)
 
 
 def _positions(spec: ParcelSpec, voxels: VoxelTable) -> Float32[np.ndarray, "voxel 3"]:

@@ -17,6 +17,8 @@ from data.splits import Part, Split
 from data.store import SubjectStore
 
 MIN_TRIALS = 10
+VOXEL_BLOCK = 1024
+"""Voxels that are standardised at a time, since double precision needs several times the memory of the responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +65,19 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """One subject's single trials, standardised."""
+    """One subject's single trials, standardised.
+
+    For the leakage audit: `standardised_by` has the images whose trials gave the statistics by which the first N
+    sessions are standardised, and later ones where the first N standardise these too; `later_standardised_by` the
+    images of later sessions that are standardised by themselves.
+    """
 
     subject: str
     image: Int[np.ndarray, " trial"]
     responses: Float32[np.ndarray, "trial voxel"]
     n_averaged: Float32[np.ndarray, " trial"]
+    standardised_by: Int[np.ndarray, " used"] | None = None
+    later_standardised_by: Int[np.ndarray, " later"] | None = None
 
 
 def standardise(
@@ -86,7 +95,9 @@ def standardise(
     out = np.empty(responses.shape, np.float32)
     for number in np.unique(session).tolist():
         here = session == number
-        out[here] = _apply(responses[here], *_statistics(responses[here & use], number))
+        for block in _voxel_blocks(responses.shape[1]):
+            mean, sd = _statistics(responses[here & use, block], number)
+            out[here, block] = _scaled(responses[here, block], mean, sd)
     return out
 
 
@@ -103,8 +114,12 @@ def _statistics(basis: np.ndarray, session: int) -> tuple[np.ndarray, np.ndarray
     return basis.mean(0, dtype=np.float64), basis.std(0, dtype=np.float64)
 
 
-def _apply(responses: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    return np.where(sd > 0, (responses - mean) / np.where(sd > 0, sd, 1), 0).astype(np.float32)
+def _scaled(responses: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    return np.where(sd > 0, (responses - mean) / np.where(sd > 0, sd, 1), 0)
+
+
+def _voxel_blocks(n_voxels: int) -> list[slice]:
+    return [slice(start, start + VOXEL_BLOCK) for start in range(0, n_voxels, VOXEL_BLOCK)]
 
 
 def average_repeats(
@@ -147,10 +162,11 @@ def _sessions(
     n_sessions: int | None,
     wanted: Bool[np.ndarray, " trial"],
     preprocessing: Preprocessing,
-) -> Iterator[tuple[Int[np.ndarray, " trial"], Float32[np.ndarray, "trial voxel"], Int[np.ndarray, " used"]]]:
+) -> Iterator[tuple[Int[np.ndarray, " trial"], Float32[np.ndarray, "trial voxel"], Int[np.ndarray, " used"], bool]]:
     """Yield by session: the wanted trials, their standardised responses, the images that gave the statistics.
 
-    One session is in memory at a time; those without a wanted trial are not looked at.
+    Last comes whether these statistics are of the first N sessions. One session is in memory at a time, standardised
+    where it lies; those without a wanted trial are not looked at.
     """
     session, first = _first_sessions(subject, n_sessions)
     train = split.select(subject.image, "train")
@@ -159,14 +175,26 @@ def _sessions(
         trials = np.flatnonzero(session == number)
         in_first = bool(first[trials[0]])
         use = train[trials] if in_first else ~split.select(subject.image[trials], "test")
+        given = None if in_first else of_first
         responses = subject.responses(trials)
-        if in_first or of_first is None:
-            mean, sd = _named_statistics(subject, responses[use], number)
-            used = subject.image[trials][use]
-        else:
-            mean, sd, used = of_first
+        for block in _voxel_blocks(subject.n_voxels):
+            if given is None:
+                mean, sd = _named_statistics(subject, responses[use, block], number)
+            else:
+                mean, sd = given[0][block], given[1][block]
+            responses[:, block] = _scaled(responses[:, block], mean, sd)
         keep = wanted[trials]
-        yield trials[keep], _apply(responses if keep.all() else responses[keep], mean, sd), used
+        used = subject.image[trials][use] if given is None else given[2]
+        yield trials[keep], _first_rows(responses, keep), used, in_first or given is not None
+        del responses  # before the next session is read; who iterates must let go too
+
+
+def _first_rows(responses: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return the rows in `keep`, moved to the front of `responses`: no second session in memory."""
+    rows = np.flatnonzero(keep)
+    for place, row in enumerate(rows):
+        responses[place] = responses[row]
+    return responses[: len(rows)]
 
 
 def _named_statistics(subject: SubjectStore, basis: np.ndarray, session: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,8 +214,12 @@ def _statistics_of(
     sums, squares, n = np.zeros(subject.n_voxels), np.zeros(subject.n_voxels), 0
     for number in np.unique(session[first]).tolist():
         basis = subject.responses(np.flatnonzero((session == number) & train))
-        mean, sd = _named_statistics(subject, basis, number)
-        sums, squares, n = sums + mean * len(basis), squares + sd**2 * len(basis), n + len(basis)
+        for block in _voxel_blocks(subject.n_voxels):
+            mean, sd = _named_statistics(subject, basis[:, block], number)
+            sums[block] += mean * len(basis)
+            squares[block] += sd**2 * len(basis)
+        n += len(basis)
+        del basis
     return sums / n, np.sqrt(squares / n), subject.image[first & train]
 
 
@@ -201,14 +233,19 @@ def _standardised(
     """Return the trials in `wanted`, standardised, in their order."""
     place = np.cumsum(wanted) - 1
     responses = np.empty((int(wanted.sum()), subject.n_voxels), np.float32)
-    for trials, values, _ in _sessions(subject, split, n_sessions, wanted, preprocessing):
+    by_first, by_later = [subject.image[:0]], [subject.image[:0]]
+    for trials, values, used, by_first_n in _sessions(subject, split, n_sessions, wanted, preprocessing):
         responses[place[trials]] = values
+        del values
+        (by_first if by_first_n else by_later).append(used)
     averaged = subject.trial_column("n_averaged")
     return Trials(
         subject=subject.name,
         image=subject.image[wanted],
         responses=responses,
         n_averaged=np.ones(len(responses), np.float32) if averaged is None else averaged[wanted],
+        standardised_by=np.concatenate(by_first),
+        later_standardised_by=np.concatenate(by_later),
     )
 
 
@@ -221,6 +258,17 @@ def standardised_trials(
 ) -> Trials:
     """Return all of a subject's trials, standardised as the protocol says for a model that had `n_sessions`."""
     return _standardised(subject, split, n_sessions, np.ones(subject.n_trials, bool), preprocessing)
+
+
+def standardised_voxels(
+    subject: SubjectStore, split: Split, voxels: Int[np.ndarray, " voxel"]
+) -> Float32[np.ndarray, "trial voxel"]:
+    """Return all trials of some voxels, the numbers of `standardised_trials` for a model that had all sessions."""
+    session, _ = _first_sessions(subject, None)
+    try:
+        return standardise(subject.voxel_responses(voxels), session, split.select(subject.image, "train"))
+    except ValueError as error:
+        raise ValueError(f"{subject.name}: {error}") from error
 
 
 def samples(
@@ -253,12 +301,13 @@ def samples(
     place[keep] = inverse
     mean = np.zeros((len(rows), subject.n_voxels), np.float32)
     used = []
-    for trials, values, of_session in _sessions(subject, split, n_sessions, keep, preprocessing):
+    for trials, values, of_session, _ in _sessions(subject, split, n_sessions, keep, preprocessing):
         shown, within_session = np.unique(place[trials], return_inverse=True)
-        share = weight[trials] / count[place[trials]]
-        mean[shown] += (
-            sparse.csr_array((share, (within_session, np.arange(len(trials)))), (len(shown), len(trials))) @ values
-        )
+        weights = weight[trials] / count[place[trials]]
+        share = sparse.csr_array((weights, (within_session, np.arange(len(trials)))), (len(shown), len(trials)))
+        for block in _voxel_blocks(subject.n_voxels):
+            mean[shown, block] += share @ values[:, block]
+        del values
         used.append(of_session)
     return Samples(
         subject=subject.name,

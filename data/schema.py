@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,23 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def resolve_subject(text: str, have: Sequence[str], where: object) -> str:
+    """Return which name is meant by a name or a number: 5 is ``subj05``, ``sub05`` or, as BIDS has it, ``sub-05``.
+
+    Raises
+    ------
+    ValueError
+        If none is, or several are; `where` says where there are those names and no others.
+    """
+    if text in have:
+        return text
+    numbered = [name for name in have if text.isdecimal() and re.fullmatch(rf"sub[j-]?0*{int(text)}", name)]
+    if len(numbered) != 1:
+        told = f"could be {' or '.join(numbered)}" if numbered else f"is not in {where}"
+        raise ValueError(f"subject {text!r} {told}; it has {', '.join(have) or 'no subjects'}")
+    return numbered[0]
+
+
 def digest_of(*parts: np.ndarray | str | bytes) -> str:
     """Return ``sha256:...`` of arrays (dtype, shape and content) and strings, in order."""
     sha = hashlib.sha256()
@@ -60,3 +78,14 @@ def json_digest(value: Any) -> str:
 def pixel_identity(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
     """Return an image's identity where the data set gives none: the digest of its decoded pixels, never a file name."""
     return digest_of(pixels)
+
+
+def told_runs(numbers: list[int]) -> str:
+    """Return whole numbers in order, runs shortened: 1-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"

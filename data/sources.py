@@ -28,6 +28,8 @@ class ImageSource:
     ids: list[str]
     roles: list[str]
     shape: tuple[int, int] | None = None
+    files: tuple[Path, ...] = ()
+    """Files of the pictures, where they are few; an interrupted import goes on only if they are the same."""
     read: Callable[[np.ndarray], UInt8[np.ndarray, "image height width 3"]] | None = None
 
     def check(self) -> None:
@@ -110,6 +112,8 @@ class SubjectSource:
     sessions: tuple[SessionSource, ...]
     scale: float = 1.0
     unit: str = "a.u."
+    measure: str = ""
+    """What a response is where a data set has several, such as NSD's versions of betas; one subject has one."""
     upstream_preprocessing: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -126,7 +130,12 @@ class SubjectSource:
     def head_digest(self) -> str:
         """Return the digest of everything but the sessions."""
         return digest_of(
-            self.name, repr(float(self.scale)), self.unit, self.upstream_preprocessing or "", self.voxels.digest()
+            self.name,
+            repr(float(self.scale)),
+            self.unit,
+            self.measure,
+            self.upstream_preprocessing or "",
+            self.voxels.digest(),
         )
 
     def check(self) -> None:

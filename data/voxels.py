@@ -92,7 +92,7 @@ class VoxelTable:
     def digest(self) -> str:
         """Return the digest of places and labels; published reliability doesn't enter: nothing is fitted on it."""
         parts: list[np.ndarray | str] = [str(self.n_voxels)]
-        if self.coordinates is not None:
+        if self.coordinates is not None and not isinstance(self.place, Volume):  # in a volume the index says it exactly
             parts += ["coordinates", self.coordinates]
         if isinstance(self.place, Volume):
             parts += ["volume", str(tuple(self.place.shape)), self.place.affine, self.place.index]

@@ -223,8 +223,10 @@ def _score_and_register(
     recipe, best = plan.recipe, plan.directory / "best"
     model, made_from = load_model(best)
     tokens, split = store.tokens(recipe.data.encoder), split_of(store)
+    pictures = store.picture_digests()
     scores = merge_scores(
-        score_subject({"manybrains": model}, store.subject(name), tokens, split, seed=recipe.seed) for name in names
+        score_subject({"manybrains": model}, store.subject(name), tokens, split, pictures=pictures, seed=recipe.seed)
+        for name in names
     )
     print_scores(scores)
     log_scores(tracked, scores)

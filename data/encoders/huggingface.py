@@ -88,10 +88,9 @@ class HuggingFaceEncoder:
         self.batch = 1 << (int(np.clip(room // per_image, 1, _MAX_BATCH)).bit_length() - 1)
 
     def spec(self) -> dict[str, Any]:
-        """Return what identifies the tokens: weights, preprocessing, depths, and which tokens there are."""
+        """Return what identifies the tokens, wherever the files are: weights, preprocessing, depths, which tokens."""
         return {
             "kind": "transformers",
-            "source": self._source,
             "model_type": self._tower.kind,
             "weights": self._weights,
             "preprocessing": self._preprocessing.settings,
@@ -103,10 +102,11 @@ class HuggingFaceEncoder:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Return where it came from: the hub's commit, the preprocessing's class, the versions of libraries."""
+        """Return where it came from: directory or hub name and commit, the preprocessing's class, library versions."""
         import transformers
 
         return {
+            "source": self._source,
             "revision": self._revision,
             "processor": self._preprocessing.processor,
             "transformers": transformers.__version__,

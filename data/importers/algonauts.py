@@ -21,8 +21,8 @@ from jaxtyping import Float32, Int
 
 from data.importers.files import Pictures, load_array, open_pictures
 from data.importers.findings import Findings
-from data.importers.nsd_design import N_IMAGES, Design, read_expdesign
-from data.importers.plan import ImportPlan, SessionChoice
+from data.importers.nsd_design import N_IMAGES, Design, optional_design
+from data.importers.plan import ImportPlan, SessionChoice, choose_subjects
 from data.importers.restricted_pickle import load_pickled_dict
 from data.sources import ImageSource, SessionSource, SubjectSource
 from data.voxels import Rois, Surface, VoxelTable
@@ -52,7 +52,7 @@ def plan_algonauts(
     Parameters
     ----------
     source : the directory that holds ``subj01`` to ``subj08``, or some of them.
-    subjects : names; all that are there if None.
+    subjects : numbers or names; all that are there if None.
     sessions : must choose none, since the challenge has no session index.
     design : NSD's ``nsd_expdesign.mat``, for the roles of images and for how many repeats each row is the mean of.
     pixels : whether the pictures come too.
@@ -63,31 +63,21 @@ def plan_algonauts(
             f"{source}: Algonauts 2023 has no session index, so no sessions can be chosen; leave the choice out, or "
             f"import NSD itself (python -m data import nsd)"
         )
-    nsd = None
-    if design is not None:
-        with findings.noting():
-            nsd = read_expdesign(design)
-    else:
-        findings.warnings.append(
-            f"{source}: without NSD's design file a hash splits the images, and each row is taken for the mean of "
-            f"{NOMINAL_REPEATS:g} repeats, though some have fewer; pass --design nsd_expdesign.mat for NSD's own split "
-            f"and counts"
+    nsd = optional_design(
+        design,
+        findings,
+        f"{source}: without NSD's design file a hash splits the images, and each row is taken for the mean of "
+        f"{NOMINAL_REPEATS:g} repeats, though some have fewer",
+    )
+    have = sorted(path.name for path in source.glob("subj0[1-8]") if path.is_dir())
+    if not have:
+        findings.problems.append(
+            f"{source} has none of subj01 to subj08; give the directory that the challenge unpacks to"
         )
-    chosen: list[str] = []
-    with findings.noting():
-        chosen = _choose(source, subjects)
+    chosen = choose_subjects(subjects, have, source, findings)
     found = [_plan_subject(findings, source / name, nsd, pixels=pixels) for name in chosen]
     there = [subject for subject in found if subject is not None]
     return ImportPlan(subjects=there, problems=findings.problems, warnings=findings.warnings)
-
-
-def _choose(source: Path, subjects: tuple[str, ...] | None) -> list[str]:
-    have = sorted(path.name for path in source.glob("subj0[1-8]") if path.is_dir())
-    if not have:
-        raise ValueError(f"{source} has none of subj01 to subj08; give the directory that the challenge unpacks to")
-    if unknown := sorted(set(subjects or ()) - set(have)):
-        raise ValueError(f"{source} has no subject {unknown[0]!r}; it has {', '.join(have)}")
-    return have if subjects is None else sorted(set(subjects))
 
 
 def _plan_subject(findings: Findings, directory: Path, design: Design | None, *, pixels: bool) -> SubjectSource | None:

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from data.importers.files import Pictures, load_array, open_pictures
-from data.importers.plan import ImportPlan, SessionChoice
-from data.importers.recordings import Recording, read_recordings
+from data.importers.findings import Findings
+from data.importers.plan import ImportPlan, SessionChoice, choose_subjects
+from data.importers.recordings import TABLE, Recording, read_recordings
 from data.schema import TRIAL_COLUMNS
 from data.sources import ImageSource, SessionSource, SubjectSource, check_finite
 from data.voxels import Rois, VoxelTable
@@ -286,6 +287,7 @@ def open_recording(recording: Recording) -> SubjectSource:
             ids=list(first),
             roles=[roles[k] for k in places],
             shape=pictures.shape,
+            files=tuple(path for path in recording.paths("images") if path.is_file()),
             read=lambda rows: pictures.read(places[rows]),
         ),
         sessions=tuple(sessions),
@@ -321,23 +323,20 @@ def plan_arrays(
     pixels: bool = True,
 ) -> ImportPlan:
     """Return the recordings that can be imported, and why the others can't; everything is read once."""
-    try:
+    findings = Findings()
+    recordings: list[Recording] = []
+    with findings.noting():
         recordings = read_recordings(directory, table)
-        if subjects is not None:
-            have = [r.subject for r in recordings]
-            if unknown := set(subjects) - set(have):
-                raise ValueError(f"subject {sorted(unknown)[0]!r} is not in recordings.json; it has {', '.join(have)}")
-            recordings = [r for r in recordings if r.subject in subjects]
-    except ValueError as error:
-        return ImportPlan(problems=[str(error)])
-    found, problems = [], []
+    names = [recording.subject for recording in recordings]
+    chosen = choose_subjects(subjects, names, table or directory / TABLE, findings)
+    found = []
     for recording in recordings:
-        try:
-            source = _choose(open_recording(recording), sessions)
-            found.append(source if pixels else replace(source, images=replace(source.images, shape=None, read=None)))
-        except ValueError as error:
-            problems.append(str(error))
+        if recording.subject in chosen:
+            with findings.noting():
+                source = _choose(open_recording(recording), sessions)
+                bare = replace(source.images, shape=None, files=(), read=None)
+                found.append(source if pixels else replace(source, images=bare))
     shapes = sorted({source.images.shape for source in found if source.images.shape is not None})
     if len(shapes) > 1:
-        problems.append(f"the recordings' pictures have different sizes {shapes}; crop them to one size first")
-    return ImportPlan(subjects=found, problems=problems)
+        findings.problems.append(f"the recordings' pictures have different sizes {shapes}; crop them to one size first")
+    return ImportPlan(subjects=found, problems=findings.problems)

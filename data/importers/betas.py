@@ -11,19 +11,18 @@ No reader holds more than a session of the wanted voxels and some `BLOCK_BYTES`.
 scale that a NIfTI header may carry is not applied.
 """
 
-import gzip
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Int16
 from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 
+from data.importers.gzipped_volumes import stream_volumes
+from data.importers.hdf5_files import hdf5_shape, open_dataset, open_hdf5
 from data.nifti import UNREADABLE, load_image
 
 BLOCK_BYTES = 64 << 20
@@ -88,45 +87,6 @@ def _mgh_header(path: Path) -> BetaHeader:
     return BetaHeader(shape=(shape[0], shape[3]), dtype=dtype)
 
 
-def _open_hdf5(path: Path) -> h5py.File:
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; fetch it")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is damaged, cut off or no HDF5 file ({error}); fetch it again") from error
-
-
-def open_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a data set of an HDF5 file.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or has no such data set.
-    """
-    try:
-        found, names = file.get(name), sorted(file)
-    except (RuntimeError, KeyError, OSError) as error:
-        raise ValueError(f"{file.filename} is damaged ({error}); fetch it again") from error
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{file.filename} has no data set {name!r}, it has {names}; fetch it again")
-    return found
-
-
-def hdf5_shape(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of a data set of an HDF5 file.
-
-    Raises
-    ------
-    ValueError
-        If the file can't be read or has no such data set.
-    """
-    with _open_hdf5(path) as file:
-        found = open_dataset(file, name)
-        return found.shape, found.dtype
-
-
 def _hdf5_header(path: Path) -> BetaHeader:
     shape, dtype = hdf5_shape(path, "betas")
     if len(shape) != 4:
@@ -145,27 +105,9 @@ def nifti_trials(path: Path, index: Int[np.ndarray, "voxel 3"]) -> Iterator[Int1
     ValueError
         If the file is damaged.
     """
-    image = load_image(path)
-    dtype, (*volume, n_trials) = image.get_data_dtype(), image.shape
-    place = np.ravel_multi_index(tuple(index.T), tuple(volume), order="F")
-    n_bytes = math.prod(volume) * dtype.itemsize
-    with gzip.open(path) as file:
-        _read_exactly(file, int(image.dataobj.offset), path)
-        for n in _steps(n_trials, n_bytes):
-            volumes = np.frombuffer(_read_exactly(file, n * n_bytes, path), dtype).reshape(n, -1)
-            yield np.asarray(volumes[:, place], np.int16)
-        _read_exactly(file, 0, path)  # the checksum is compared where the stream ends
-
-
-def _read_exactly(file: gzip.GzipFile, n_bytes: int, path: Path) -> bytes:
-    """Return the next bytes of a gzip file; of none, that nothing follows and the checksum fits."""
-    try:
-        read = file.read(n_bytes or 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}); fetch it again") from error
-    if len(read) != n_bytes:
-        raise ValueError(f"{path} holds {'less' if n_bytes else 'more'} than its header says; fetch it again")
-    return read
+    place = np.ravel_multi_index(tuple(index.T), load_image(path).shape[:3], order="F")
+    for volumes in stream_volumes(path):
+        yield np.asarray(volumes[:, place], np.int16)
 
 
 def _steps(n_trials: int, trial_bytes: int) -> Iterator[int]:
@@ -183,18 +125,14 @@ def hdf5_trials(path: Path, index: Int[np.ndarray, "voxel 3"]) -> Iterator[Int16
     ValueError
         If the file is damaged.
     """
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         betas = open_dataset(file, "betas")
         trials = np.empty((betas.shape[0], len(index)), np.int16)
         order = np.lexsort(index.T)  # by z, then y, then x
         rows = np.split(order, np.flatnonzero(np.diff(index[order, 1:], axis=0).any(axis=1)) + 1)
         for voxels in rows:
             x, (_, y, z) = index[voxels, 0], index[voxels[0]]
-            try:
-                row = betas[:, z, y, x[0] : x[-1] + 1]
-            except OSError as error:
-                raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
-            trials[:, voxels] = row[:, x - x[0]]
+            trials[:, voxels] = betas[:, z, y, x[0] : x[-1] + 1][:, x - x[0]]
     yield trials
 
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from data.importers.plan import ImportPlan
 from data.sources import SubjectSource
 from data.store import PooledStore
@@ -19,11 +21,23 @@ def described(source: SubjectSource) -> str:
     return f"{source.name}: {sessions}{source.n_trials} trials, {source.voxels.n_voxels} voxels, {images}"
 
 
-def n_bytes(source: SubjectSource) -> int:
-    """Return the size of a subject's responses and pictures before compression."""
-    height, width = source.images.shape or (0, 0)
-    pictures = len(source.images.ids) * height * width * 3 if source.images.read else 0
-    return source.n_bytes + pictures
+def n_response_bytes(source: SubjectSource, store: PooledStore | None = None) -> int:
+    """Return the size, before compression, of a subject's responses that aren't in `store` yet."""
+    sessions = source.sessions if store is None else store.new_sessions(source)
+    return sum(s.n_trials for s in sessions) * source.voxels.n_voxels * source.dtype.itemsize
+
+
+def n_picture_bytes(source: SubjectSource, store: PooledStore | None = None) -> int:
+    """Return the size, before compression, of a subject's pictures that aren't in `store` yet."""
+    if source.images.read is None or source.images.shape is None or n_response_bytes(source, store) == 0:
+        return 0
+    there = set() if store is None else set(store.image_ids())
+    return len(set(source.images.ids) - there) * source.images.shape[0] * source.images.shape[1] * 3
+
+
+def n_bytes(source: SubjectSource, store: PooledStore | None = None) -> int:
+    """Return the size of both."""
+    return n_response_bytes(source, store) + n_picture_bytes(source, store)
 
 
 def conflicts(plan: ImportPlan, store_path: str) -> list[str]:
@@ -50,16 +64,17 @@ def conflicts(plan: ImportPlan, store_path: str) -> list[str]:
                 store.new_sessions(source)
         except ValueError as error:
             found.append(str(error))
-    if room := _no_room(plan, store_path):
+    if "://" not in store_path and not found and (room := _no_room(plan, store_path, store)):
         found.append(room)
     return found
 
 
-def _no_room(plan: ImportPlan, store_path: str) -> str | None:
-    if "://" in store_path:
-        return None
+def _no_room(plan: ImportPlan, store_path: str, store: PooledStore | None) -> str | None:
+    """Return that a local disk is too small for what isn't there yet, by sizes before compression."""
     place = next(parent for parent in Path(store_path).absolute().parents if parent.exists())
-    needed, free = sum(map(n_bytes, plan.subjects)), shutil.disk_usage(place).free
+    needed, free = sum(n_bytes(source, store) for source in plan.subjects), shutil.disk_usage(place).free
+    if store is not None:
+        needed -= store.draft_bytes()  # what an interrupted import has written already
     if needed <= free:
         return None
     return (
@@ -68,15 +83,27 @@ def _no_room(plan: ImportPlan, store_path: str) -> str | None:
     )
 
 
-def estimate(plan: ImportPlan) -> str:
-    """Return how much disk and time an import may take, from its sizes and the reading of one block of responses."""
-    total = sum(map(n_bytes, plan.subjects))
+def estimate(plan: ImportPlan, store_path: str) -> str:
+    """Return how much disk and time an import may take: sizes, and the rates of reading a block and some pictures."""
+    store = PooledStore.open_if_there(store_path)
+    total = sum(n_bytes(source, store) for source in plan.subjects)
+    if not total:
+        return "all there already, nothing to read"
+    first = next(source for source in plan.subjects if n_bytes(source, store))
+    seconds = sum(n_response_bytes(s, store) for s in plan.subjects) / _rate(lambda: next(first.sessions[0].read()))
+    read = first.images.read
+    if read is not None:
+        few = np.arange(min(8, len(first.images.ids)))
+        seconds += sum(n_picture_bytes(s, store) for s in plan.subjects) / _rate(lambda: read(few))
+    told = "less than a minute" if seconds < 60 else f"about {seconds / 60:.0f} minutes"
+    size = f"{total / 1e9:.1f} GB" if total >= 1e8 else f"{total / 1e6:.1f} MB"
+    return f"up to {size} on disk; reading takes {told} at the rate of the first trials and pictures"
+
+
+def _rate(read: Callable[[], np.ndarray]) -> float:
+    """Return bytes per second."""
     started = time.perf_counter()
-    block = next(plan.subjects[0].sessions[0].read())
-    rate = block.nbytes / max(time.perf_counter() - started, 1e-6)
-    minutes = sum(source.n_bytes for source in plan.subjects) / rate / 60
-    told = "less than a minute" if minutes < 1 else f"about {minutes:.0f} minutes"
-    return f"up to {total / 1e9:.2f} GB on disk; reading the responses takes {told} at the rate of the first block"
+    return read().nbytes / max(time.perf_counter() - started, 1e-6)
 
 
 def carry_out(

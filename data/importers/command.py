@@ -171,7 +171,7 @@ def import_(*, format: Annotated[Format, arg(name="")]) -> None:
         _report(plan, format.store, console.print)
         return
     if plan.subjects and not plan.problems:
-        console.print(estimate(plan), markup=False)
+        console.print(estimate(plan, format.store), markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(f"importing {name}", total=sum(map(n_bytes, plan.subjects)))
@@ -201,4 +201,4 @@ def _report(plan: ImportPlan, store: str, tell: Callable[..., None]) -> None:
         raise ValueError(
             f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'} found, named above; nothing was written"
         )
-    tell(estimate(plan), markup=False)
+    tell(estimate(plan, store), markup=False)

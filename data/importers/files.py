@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from data.schema import pixel_identity
 
 AT_ONCE = 64
 """Pictures that are decoded at once where all are read."""
+_LYING = (5, 6, 7, 8)
+"""EXIF's orientations that exchange a picture's axes; of a TIFF, Pillow tells the size as it is shown."""
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -39,20 +42,27 @@ def _picture(source: Any, what: str) -> Iterator[Image.Image]:
     try:
         with source, Image.open(source) as picture:
             yield picture
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow has no error of its own
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+    ) as error:  # Pillow has no error of its own
         raise ValueError(f"{what} is not a readable picture; replace or remove it ({error})") from error
 
 
 def decode_picture(source: Any, what: str) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a picture in RGB; `what` names it in messages."""
+    """Return a picture in RGB, turned as its EXIF says, as viewers show it; `what` names it in messages."""
     with _picture(source, what) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def picture_size(source: Any, what: str) -> tuple[int, int]:
-    """Return height and width, from the header alone."""
+    """Return the height and width that `decode_picture` gives, from the header alone."""
     with _picture(source, what) as picture:
-        return picture.height, picture.width
+        lies = picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation) in _LYING
+        return (picture.width, picture.height) if lies else (picture.height, picture.width)
 
 
 def _is_picture(name: str) -> bool:

@@ -26,7 +26,7 @@ from data.importers.findings import Findings
 from data.importers.glmsingle_betas import Betas, open_betas
 from data.importers.glmsingle_voxels import find_voxels
 from data.importers.named_pictures import NamedPictures
-from data.importers.plan import ImportPlan, SessionChoice
+from data.importers.plan import ImportPlan, SessionChoice, choose_subjects
 from data.importers.shown_images import ShownImages, shown_images
 from data.importers.trial_tables import TrialTable, find_tables, read_trials, session_of
 from data.schema import check_name
@@ -73,9 +73,10 @@ def plan_glmsingle(
     pixels : whether the pictures come too; without them the tables need a column ``image_id``.
     """
     findings = Findings()
-    chosen: dict[str, Path] = {}
+    have: dict[str, Path] = {}
     with findings.noting():
-        chosen = _choose(source, subjects, findings)
+        have = _directories(source, findings)
+    chosen = choose_subjects(subjects, list(have), source, findings)
     pictures = None
     if pixels:
         with findings.noting():
@@ -83,7 +84,7 @@ def plan_glmsingle(
     options = _Options(
         sessions=sessions, trials=trials, mask=mask, pictures=pictures, pixels=pixels, rois=source.parent / "rois"
     )
-    found = [_plan_subject(name, directory, options, findings) for name, directory in chosen.items()]
+    found = [_plan_subject(name, have[name], options, findings) for name in chosen]
     planned = [subject for subject in found if subject is not None]
     sizes = sorted({subject.images.shape for subject in planned if subject.images.shape is not None})
     if len(sizes) > 1:
@@ -98,34 +99,29 @@ def _default_images(source: Path) -> Path:
 # -- what is there -----------------------------------------------------------------------------------------------------
 
 
-def _choose(source: Path, subjects: tuple[str, ...] | None, findings: Findings) -> dict[str, Path]:
-    """Return the directories of the subjects that are wanted, by name."""
+def _directories(source: Path, findings: Findings) -> dict[str, Path]:
+    """Return the directories of the subjects that have betas, by name."""
     if not source.is_dir():
         raise ValueError(f"{source} is not a directory; give the one that holds the subjects' directories")
     if source.resolve().name.startswith("sub-"):
-        return _wanted(source, {source.resolve().name: source} if _files_of(source) else {}, subjects)
+        return _named(source, {source.resolve().name: source} if _files_of(source) else {})
     children = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith((".", "ses-"))]
     have = {path.name: path for path in children if _files_of(path)}
     if not have and _files_of(source):
         have = {source.resolve().name: source}
     if without := [path.name for path in children if path.name.startswith("sub-") and path.name not in have]:
         findings.warnings.append(f"{source}: {', '.join(without)} hold no betas, so they are passed over")
-    return _wanted(source, have, subjects)
+    return _named(source, have)
 
 
-def _wanted(source: Path, have: dict[str, Path], subjects: tuple[str, ...] | None) -> dict[str, Path]:
+def _named(source: Path, have: dict[str, Path]) -> dict[str, Path]:
     if not have:
         raise ValueError(
             f"{source} has no betas: neither {KINDS[1]} or .npy nor {KINDS[0]} in a directory per subject; check SOURCE"
         )
     for name in have:
         check_name(name, "subject directory")
-    if subjects is None:
-        return have
-    wanted = [f"sub-{int(name):02d}" if name.isdecimal() and name not in have else name for name in subjects]
-    if unknown := [name for name in wanted if name not in have]:
-        raise ValueError(f"{source} has no betas of subject {unknown[0]!r}; it has {', '.join(have)}")
-    return {name: have[name] for name in have if name in wanted}
+    return have
 
 
 def _files_of(directory: Path) -> list[Path]:
@@ -164,7 +160,11 @@ def _plan_subject(name: str, directory: Path, options: _Options, findings: Findi
             f"{files[0].path} can only be loaded whole, which takes {loaded / _GIGABYTE:.1f} GB of memory; GLMsingle "
             f"writes files that can be streamed with wanthdf5=1"
         )
-    repeats = _repeats(table, images)
+    repeats = None
+    with findings.noting():
+        repeats = _repeats(table, options.pictures)
+    if repeats is None:
+        return None
     return SubjectSource(
         name=name,
         dtype=np.dtype(np.float32),
@@ -172,6 +172,7 @@ def _plan_subject(name: str, directory: Path, options: _Options, findings: Findi
         images=images.source,
         sessions=tuple(_session(run, table, images, repeats, voxels.rows) for run in runs),
         unit="percent signal change",
+        measure=files[0].measure,
         provenance={
             "importer": "glmsingle 1",
             "source": str(directory),
@@ -285,12 +286,17 @@ def _session(
     )
 
 
-def _repeats(table: TrialTable, images: ShownImages) -> Int8[np.ndarray, " trial"]:
-    """Return how often each trial's image was shown before, over all sessions, imported or not."""
-    seen: Counter[object] = Counter()
+def _repeats(table: TrialTable, pictures: NamedPictures | None) -> Int8[np.ndarray, " trial"]:
+    """Return how often each trial's image was shown before, over all sessions, imported or not.
+
+    A picture that isn't there, of a session that isn't imported, counts by its name.
+    """
+    key = {name: name for name in table.names}
+    if table.image_id is None and pictures is not None:
+        key = {name: pictures.identity(name) if pictures.has(name) else name for name in key}
+    seen: Counter[str] = Counter()
     out = []
     for name in table.names:
-        key = images.row.get(name, name)
-        out.append(seen[key])
-        seen[key] += 1
+        out.append(seen[key[name]])
+        seen[key[name]] += 1
     return np.minimum(out, np.iinfo(np.int8).max).astype(np.int8)

@@ -10,9 +10,6 @@ GLMsingle keeps a 2-D input (voxel, time) as (voxel, 1, 1, trial). A voxel is kn
 (x, y, z). Readers hold one block, of `BLOCK_BYTES` at most.
 """
 
-import gzip
-import math
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,10 +19,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from data.importers.gzipped_volumes import stream_volumes
+from data.importers.hdf5_files import hdf5_shape, open_dataset, open_hdf5
 from data.importers.restricted_pickle import load_pickled_dict
 from data.nifti import load_image
 
 BLOCK_BYTES = 256 << 20
+_REMEDY = "give GLMsingle's own file, or copy it anew"
 Stream = Callable[[Int64[np.ndarray, " voxel"], int, int], Iterator[Float32[np.ndarray, "trial voxel"]]]
 
 
@@ -34,6 +34,8 @@ class Betas:
     """A file of betas; `read` yields those of some voxels from one trial up to another."""
 
     path: Path
+    measure: str
+    """Which of GLMsingle's models these are the betas of, whatever kind of file they are in."""
     grid: tuple[int, int, int]
     n_trials: int
     read: Stream
@@ -80,79 +82,49 @@ def _open_nifti(path: Path) -> Betas:
         raise ValueError(f"{path} holds {image.get_data_dtype()}, not numbers; give GLMsingle's own betas")
     grid, n_trials = _shape(path, image.shape)
     affine = None if image.affine is None else np.asarray(image.affine, np.float64)
-    return Betas(path=path, grid=grid, n_trials=n_trials, affine=affine, read=partial(_read_nifti, path, grid))
+    read = partial(_read_nifti, path, grid)
+    return Betas(path=path, measure="SingletrialBetas", grid=grid, n_trials=n_trials, affine=affine, read=read)
 
 
 def _read_nifti(
     path: Path, grid: tuple[int, int, int], voxels: np.ndarray, start: int, stop: int
 ) -> Iterator[Float32[np.ndarray, "trial voxel"]]:
     data: Any = load_image(path).dataobj
-    volume_bytes = math.prod(grid) * data.dtype.itemsize
     place = np.ravel_multi_index(np.unravel_index(voxels, grid), grid, order="F")  # NIfTI has x fastest
-    with gzip.open(path) as file:
-        left = int(data.offset) + start * volume_bytes
-        while left:
-            left -= len(_exactly(file, min(left, 16 << 20), path))
-        for first, last in _blocks(len(voxels), start, stop):
-            block = np.empty((last - first, len(voxels)), np.float32)
-            for row in block:
-                row[:] = np.frombuffer(_exactly(file, volume_bytes, path), data.dtype)[place]
-            if (data.slope, data.inter) != (1, 0):
-                block = (block.astype(np.float64) * data.slope + data.inter).astype(np.float32)
-            yield block
-
-
-def _exactly(file: gzip.GzipFile, n_bytes: int, path: Path) -> bytes:
-    try:
-        read = file.read(n_bytes)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy it anew") from error
-    if len(read) < n_bytes:
-        raise ValueError(f"{path} is cut short: it has fewer volumes than its header says; copy it anew")
-    return read
+    first = 0
+    for volumes in stream_volumes(path):
+        block = volumes[max(start - first, 0) : max(stop - first, 0), place]
+        first += len(volumes)
+        if (data.slope, data.inter) != (1, 0):
+            block = block.astype(np.float64) * data.slope + data.inter
+        if len(block):
+            yield block.astype(np.float32)
 
 
 # -- hdf5 --------------------------------------------------------------------------------------------------------------
 
 
 def _open_hdf5(path: Path) -> Betas:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            found = file.get("betasmd")
-            if not isinstance(found, h5py.Dataset):
-                raise ValueError(
-                    f"{path} has no dataset 'betasmd' (it has {', '.join(file)}); give GLMsingle's own file"
-                )
-            shape = found.shape
-    except OSError as error:
-        raise ValueError(f"{path} is damaged, cut short or not HDF5 ({error}); copy it anew") from error
+    shape, _ = hdf5_shape(path, "betasmd", _REMEDY)
     grid, n_trials = _shape(path, shape)
-    return Betas(path=path, grid=grid, n_trials=n_trials, read=partial(_read_hdf5, path, grid))
+    return Betas(path=path, measure=path.stem, grid=grid, n_trials=n_trials, read=partial(_read_hdf5, path, grid))
 
 
 def _read_hdf5(
     path: Path, grid: tuple[int, int, int], voxels: np.ndarray, start: int, stop: int
 ) -> Iterator[Float32[np.ndarray, "trial voxel"]]:
-    import h5py
-
     per_x = grid[1] * grid[2]
-    try:
-        with h5py.File(path, "r") as file:
-            betas = file["betasmd"]
-            assert isinstance(betas, h5py.Dataset)
-            for first, last in _blocks(len(voxels), start, stop):
-                block = np.empty((last - first, len(voxels)), np.float32)
-                step = max(1, (BLOCK_BYTES // 8) // (4 * per_x * (last - first)))
-                for x in range(0, grid[0], step):
-                    here = np.flatnonzero((voxels >= x * per_x) & (voxels < (x + step) * per_x))
-                    if len(here):
-                        slab = betas[x : x + step, ..., first:last].reshape(-1, last - first)
-                        block[:, here] = slab[voxels[here] - x * per_x].T
-                yield block
-    except OSError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it anew") from error
+    with open_hdf5(path, _REMEDY) as file:
+        betas = open_dataset(file, "betasmd", _REMEDY)
+        for first, last in _blocks(len(voxels), start, stop):
+            block = np.empty((last - first, len(voxels)), np.float32)
+            step = max(1, (BLOCK_BYTES // 8) // (4 * per_x * (last - first)))
+            for x in range(0, grid[0], step):
+                here = np.flatnonzero((voxels >= x * per_x) & (voxels < (x + step) * per_x))
+                if len(here):
+                    slab = betas[x : x + step, ..., first:last].reshape(-1, last - first)
+                    block[:, here] = slab[voxels[here] - x * per_x].T
+            yield block
 
 
 # -- npy ---------------------------------------------------------------------------------------------------------------
@@ -162,7 +134,8 @@ def _open_pickled(path: Path) -> Betas:
     betas = _unpickled(path, path.stat().st_mtime_ns)
     grid, n_trials = _shape(path, betas.shape)
     size = path.stat().st_size
-    return Betas(path=path, grid=grid, n_trials=n_trials, read=partial(_read_pickled, path, grid), bytes_loaded=size)
+    read = partial(_read_pickled, path, grid)
+    return Betas(path=path, measure=path.stem, grid=grid, n_trials=n_trials, read=read, bytes_loaded=size)
 
 
 @lru_cache(maxsize=1)

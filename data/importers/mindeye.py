@@ -25,12 +25,14 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from data.importers.findings import Findings
-from data.importers.nsd_design import N_IMAGES, N_REPEATS, Design, read_expdesign
-from data.importers.plan import ImportPlan, SessionChoice
+from data.importers.hdf5_files import open_dataset, open_hdf5
+from data.importers.nsd_design import N_IMAGES, N_REPEATS, Design, optional_design
+from data.importers.plan import ImportPlan, SessionChoice, choose_subjects
 from data.sources import ImageSource, SessionSource, SubjectSource
 from data.voxels import VoxelTable
 
 TRIALS_PER_SESSION = 750
+MEASURE = "betas_fithrf"
 UPSTREAM = "z-scored per session (MindEye2: b2, fithrf)"
 PICTURES = "coco_images_224_float16.hdf5"
 SHARED = "shared1000.npy"
@@ -56,46 +58,30 @@ def plan_mindeye(
     Parameters
     ----------
     source : the directory that the release was downloaded to.
-    subjects : names; all that are there if None.
+    subjects : numbers or names; all that are there if None.
     sessions : sessions of NSD, of 750 trials each.
     design : NSD's ``nsd_expdesign.mat``, for the roles of images; it says what the trials show, too.
     pixels : whether the pictures come too.
     """
     findings = Findings()
-    nsd, shape = None, None
-    if design is not None:
-        with findings.noting():
-            nsd = read_expdesign(design)
-    else:
-        findings.warnings.append(
-            f"{source}: without NSD's design file a hash splits the images; pass --design nsd_expdesign.mat for NSD's "
-            f"own split"
-        )
+    shape = None
+    nsd = optional_design(design, findings, f"{source}: without NSD's design file a hash splits the images")
     if nsd is not None and (source / SHARED).exists():
         with findings.noting():
             _check_shared(source / SHARED, nsd)
     if pixels:
         with findings.noting():
             shape = _picture_shape(source / PICTURES)
-    chosen: list[str] = []
+    have = sorted(match[1] for path in source.glob("*.hdf5") if (match := _BETAS.fullmatch(path.name)))
+    if not have:
+        findings.problems.append(
+            f"{source} has no betas_all_subj0X_fp32_renorm.hdf5; give the directory of the MindEye2 release"
+        )
     found: list[SubjectSource] = []
-    with findings.noting():
-        chosen = _choose(source, subjects)
-    for name in chosen:
+    for name in choose_subjects(subjects, have, source, findings):
         with findings.noting():
             found.append(_plan_subject(findings, source, name, sessions, nsd, shape))
     return ImportPlan(subjects=found, problems=findings.problems, warnings=findings.warnings)
-
-
-def _choose(source: Path, subjects: tuple[str, ...] | None) -> list[str]:
-    have = sorted(match[1] for path in source.glob("*.hdf5") if (match := _BETAS.fullmatch(path.name)))
-    if not have:
-        raise ValueError(
-            f"{source} has no betas_all_subj0X_fp32_renorm.hdf5; give the directory of the MindEye2 release"
-        )
-    if unknown := sorted(set(subjects or ()) - set(have)):
-        raise ValueError(f"{source} has no betas_all_{unknown[0]}_fp32_renorm.hdf5; it has {', '.join(have)}")
-    return have if subjects is None else sorted(set(subjects))
 
 
 def _plan_subject(
@@ -143,6 +129,7 @@ def _plan_subject(
             ids=[f"nsd-{image:05d}" for image in shown],
             roles=[""] * len(shown) if design is None else design.roles(shown),
             shape=shape,
+            files=() if shape is None else (source / PICTURES,),
             read=None if shape is None else partial(_read_pictures, source / PICTURES, shown),
         ),
         sessions=tuple(
@@ -158,6 +145,7 @@ def _plan_subject(
             for number in chosen
         ),
         unit="z",
+        measure=MEASURE,
         upstream_preprocessing=UPSTREAM,
         provenance={
             "importer": "mindeye 1",
@@ -181,19 +169,8 @@ def _earlier_presentations(image: Int[np.ndarray, " trial"]) -> np.ndarray:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; download it from the release") from error
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 file ({error}); {_AGAIN}") from error
-
-
 def _dataset(file: h5py.File, key: str, ndim: int, dtype: Any) -> h5py.Dataset:
-    found = file.get(key)
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{file.filename} has no dataset {key!r}; it has {', '.join(file) or 'none'}; {_AGAIN}")
+    found = open_dataset(file, key, _AGAIN)
     if found.ndim != ndim or not np.issubdtype(found.dtype, dtype) or 0 in found.shape:
         what = np.dtype(dtype).name if isinstance(dtype, type) and dtype is not np.integer else "integers"
         raise ValueError(
@@ -203,14 +180,14 @@ def _dataset(file: h5py.File, key: str, ndim: int, dtype: Any) -> h5py.Dataset:
 
 
 def _betas_shape(path: Path) -> tuple[int, int]:
-    with _open(path) as file:
+    with open_hdf5(path, _AGAIN) as file:
         n_trials, n_voxels = _dataset(file, "betas", 2, np.float32).shape
         return n_trials, n_voxels
 
 
 def _read_betas(path: Path, rows: Int[np.ndarray, " trial"]) -> Iterator[Float32[np.ndarray, "trial voxel"]]:
     """Yield the rows (rising) by whole chunks of the file."""
-    with _open(path) as file:
+    with open_hdf5(path, _AGAIN) as file:
         betas = _dataset(file, "betas", 2, np.float32)
         chunk = betas.chunks[0] if betas.chunks else 1
         step = chunk * max(1, _BLOCK_BYTES // (chunk * betas.shape[1] * 4))
@@ -222,7 +199,7 @@ def _read_betas(path: Path, rows: Int[np.ndarray, " trial"]) -> Iterator[Float32
 
 
 def _picture_shape(path: Path) -> tuple[int, int]:
-    with _open(path) as file:
+    with open_hdf5(path, _AGAIN) as file:
         shape = _dataset(file, "images", 4, np.float16).shape
     if shape[:2] != (N_IMAGES, 3):
         raise ValueError(f"{path}: 'images' must be ({N_IMAGES}, 3, height, width), got {shape}; {_AGAIN}")
@@ -234,7 +211,7 @@ def _read_pictures(
 ) -> UInt8[np.ndarray, "image height width 3"]:
     """Return pictures as uint8; each chunk of the file is read once."""
     wanted = nsd_id[which]
-    with _open(path) as file:
+    with open_hdf5(path, _AGAIN) as file:
         images = _dataset(file, "images", 4, np.float16)
         chunk = images.chunks[0] if images.chunks else 1
         found = np.empty((len(wanted), *images.shape[2:], 3), np.uint8)
@@ -306,7 +283,7 @@ def _check_ids(path: Path, nsd_id: np.ndarray) -> None:
 
 
 def _read_indices(path: Path, name: str) -> Int[np.ndarray, " trial"]:
-    with _open(path) as file:
+    with open_hdf5(path, _AGAIN) as file:
         indices = _dataset(file, name, 1, np.integer)[...].astype(np.int64)
     _check_ids(path, indices)
     return indices

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from data.importers.files import PICTURES, decode_picture, picture_size
+from data.importers.hdf5_files import open_dataset, open_hdf5
 from data.schema import pixel_identity
 
 ARCHIVE, METADATA = "task-images_stimuli.h5", "task-images_metadata.csv"
@@ -48,6 +49,15 @@ class NamedPictures:
                 return lambda: path.open("rb")
         return None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The archive and its table, where the pictures don't lie in files of their own."""
+        return () if self._archive is None else (self._archive, self._archive.with_name(METADATA))
+
+    def has(self, name: str) -> bool:
+        """Return whether the picture is there."""
+        return self._opener(name) is not None
+
     def _open(self, name: str) -> io.BufferedIOBase:
         opener = self._opener(name)
         if opener is None:
@@ -66,16 +76,12 @@ class NamedPictures:
         return {Path(name).stem: row for name, row in exact.items()} | exact
 
     def _bytes(self, row: int) -> bytes:
-        import h5py
-
         assert self._archive is not None
-        try:
-            with h5py.File(self._archive, "r") as file:
-                images = file["images"]
-                assert isinstance(images, h5py.Dataset)
-                return np.asarray(images[row], np.uint8).tobytes()
-        except (OSError, KeyError, IndexError) as error:
-            raise ValueError(f"{self._archive} has no readable picture {row} ({error}); download it anew") from error
+        with open_hdf5(self._archive) as file:
+            images = open_dataset(file, "images")
+            if row >= len(images):
+                raise ValueError(f"{self._archive} has {len(images)} pictures, {METADATA} more; fetch both again")
+            return np.asarray(images[row], np.uint8).tobytes()
 
     def size(self, name: str) -> tuple[int, int]:
         """Return a picture's height and width."""
@@ -100,7 +106,7 @@ class NamedPictures:
             If one is missing, can't be read, or has another size than most.
         """
         names = list(dict.fromkeys(names))
-        if missing := [name for name in names if self._opener(name) is None]:
+        if missing := [name for name in names if not self.has(name)]:
             some = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
             raise ValueError(
                 f"{self.where} lacks {len(missing)} of the {len(names)} pictures that the trials name ({some}); add "

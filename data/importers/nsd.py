@@ -30,7 +30,7 @@ from data.importers.nsd_files import (
     Space,
     Tree,
     choose_sessions,
-    choose_subjects,
+    subjects_of,
 )
 from data.importers.nsd_voxels import HEMISPHERES, Voxels, surface_voxels, volume_voxels
 from data.importers.plan import ImportPlan, SessionChoice
@@ -80,7 +80,7 @@ def plan_nsd(
     if pixels:
         with findings.noting():
             pictures = Pictures.of(source)
-    for name in choose_subjects(tree, subjects, findings):
+    for name in subjects_of(tree, subjects, findings):
         subject = _plan_subject(tree, name, sessions, mask, design, pictures, findings)
         if subject is not None:
             plan.subjects.append(subject)
@@ -223,6 +223,7 @@ def _subject(
             ids=[f"nsd-{image:05d}" for image in images],
             roles=design.roles(images),
             shape=None if pictures is None else pictures.shape,
+            files=() if pictures is None else (pictures.path,),
             read=None if pictures is None else partial(pictures.read, images),
         ),
         sessions=tuple(
@@ -231,6 +232,7 @@ def _subject(
         ),
         scale=SCALE if in_volume else 1.0,
         unit="percent signal change",
+        measure=tree.betas,
         provenance={
             "importer": "nsd 1",
             "betas": tree.betas,

@@ -243,6 +243,16 @@ def _column(path: Path, table: pd.DataFrame, name: str) -> Int[np.ndarray, " row
     return values
 
 
+def optional_design(path: Path | None, findings: Findings, without: str) -> Design | None:
+    """Return the design of a data set made of NSD, whose users may lack the file: `without` warns of what follows."""
+    if path is None:
+        findings.warnings.append(f"{without}; pass --design nsd_expdesign.mat for NSD's own")
+        return None
+    with findings.noting():
+        return read_expdesign(path)
+    return None
+
+
 # -- responses.tsv -----------------------------------------------------------------------------------------------------
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from data.importers.betas import hdf5_shape, open_dataset
 from data.importers.findings import Findings
+from data.importers.hdf5_files import hdf5_shape, open_dataset, open_hdf5
 from data.importers.nsd_design import SESSIONS
-from data.importers.plan import SessionChoice
+from data.importers.plan import SessionChoice, choose_subjects
 
 Betas = Literal["betas_fithrf_GLMdenoise_RR", "betas_fithrf", "betas_assumehrf"]
 Space = Literal["func1pt8mm", "fsaverage"]
@@ -57,26 +56,15 @@ class Tree:
         return f"betas_session{session:02d}.{'{nii.gz,hdf5}' if self.file_type == 'auto' else self.file_type}"
 
 
-def choose_subjects(tree: Tree, subjects: tuple[str, ...] | None, findings: Findings) -> list[str]:
+def subjects_of(tree: Tree, subjects: tuple[str, ...] | None, findings: Findings) -> list[str]:
     """Return the names of the wanted subjects that are there; all that are there where none is named."""
     there = [name for name in SUBJECTS if tree.directory(name).is_dir()]
     example = tree.directory(SUBJECTS[0]).relative_to(tree.source)
-    if subjects is None:
-        if not there:
-            findings.problems.append(
-                f"{tree.source} has no {example}, nor that of another subject; fetch it, or give the root of NSD"
-            )
-        return there
-    names = []
-    for given in subjects:
-        name = f"subj{int(given):02d}" if given.isdecimal() else given
-        if name not in SUBJECTS:
-            findings.problems.append(f"subject {given!r} is none of NSD's; it has {SUBJECTS[0]} to {SUBJECTS[-1]}")
-        elif name not in there:
-            findings.problems.append(f"{tree.directory(name)} does not exist; fetch it or leave {name} out")
-        elif name not in names:
-            names.append(name)
-    return names
+    if not there:
+        findings.problems.append(
+            f"{tree.source} has no {example}, nor that of another subject; fetch it, or give the root of NSD"
+        )
+    return choose_subjects(subjects, there, f"{tree.source} with {tree.betas} in {tree.space}", findings)
 
 
 def choose_sessions(
@@ -142,11 +130,8 @@ class Pictures:
         """
         wanted = images[rows]
         pixels = np.empty((len(wanted), *self.shape, 3), np.uint8)
-        with h5py.File(self.path, "r") as file:
+        with open_hdf5(self.path) as file:
             brick = open_dataset(file, "imgBrick")
             for k, image in enumerate(wanted):
-                try:
-                    pixels[k] = brick[image]
-                except OSError as error:
-                    raise ValueError(f"{self.path}: picture {image} is damaged ({error}); fetch it again") from error
+                pixels[k] = brick[image]
         return pixels

@@ -3,7 +3,9 @@
 In ``func1pt8mm`` a mask is a volume beside the ROIs, its voxels in the C order of (x, y, z). `nsdgeneral` holds -1, 0
 and 1, so a mask is where a volume is above 0; "all" is the brain mask, outside which NSD's betas are zero. On
 ``fsaverage`` the voxels are the vertices of the left hemisphere, then of the right; "all" is every vertex. There the
-betas are floats, and a vertex that a session's field of view missed is NaN: it is left out for all sessions.
+betas are floats, and a vertex that a session's field of view missed is NaN: it is left out for all sessions of the
+directory, imported or not. A session that is fetched later and misses yet other vertices can't be appended, since a
+subject has one list of vertices: "with other voxels". Fetch all sessions before the first import, or import anew.
 
 Labels of a ROI family are numbers in a volume (or ``{lh,rh}.<family>.mgz``), named by ``<family>.mgz.ctab``; 0 and
 below mean none.
@@ -16,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16
 
 from data.importers.findings import Findings
-from data.nifti import UNREADABLE, load_image
-from data.voxels import Rois, Surface, Volume, VoxelTable
+from data.nifti import read_volume, volume_of_mask
+from data.voxels import Rois, Surface, VoxelTable
 
 FAMILIES = (
     "streams",
@@ -52,28 +54,8 @@ class Voxels:
     files: tuple[Path, ...]
 
 
-def read_map(path: Path) -> np.ndarray:
-    """Return a volume, or the vertices of a hemisphere as (vertex, 1, 1); a few MB at most.
-
-    Raises
-    ------
-    ValueError
-        If it is missing, can't be read, or has another number of axes.
-    """
-    image = load_image(path)
-    try:
-        values = np.asarray(image.dataobj)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}); fetch it again") from error
-    if values.ndim != 3:
-        raise ValueError(f"{path} has shape {values.shape}, not three axes; fetch it again")
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds {values.dtype}, not numbers; fetch it again")
-    return values
-
-
 def _vertices(path: Path) -> np.ndarray:
-    return read_map(path).reshape(-1)
+    return read_volume(path)[0].reshape(-1)
 
 
 def volume_voxels(source: Path, subject: str, betas: str, mask: str, findings: Findings) -> Voxels | None:
@@ -81,20 +63,19 @@ def volume_voxels(source: Path, subject: str, betas: str, mask: str, findings: F
     space = source / "nsddata" / "ppdata" / subject / "func1pt8mm"
     path = space / "brainmask.nii.gz" if mask == "all" else space / "roi" / f"{mask}.nii.gz"
     with findings.noting():
-        inside = read_map(path) > 0
+        values, affine = read_volume(path)
+        inside = values > 0
         if not inside.any():
             raise ValueError(f"{path} has no voxel above 0; fetch it again or choose another --mask")
         if inside.shape != VOLUMES[subject]:
             findings.warnings.append(f"{path} is {inside.shape}, not the {VOLUMES[subject]} of {subject} in NSD")
-        index = np.argwhere(inside).astype(np.int32)
-        volume = (inside.shape[0], inside.shape[1], inside.shape[2])
-        place = Volume(shape=volume, affine=np.asarray(load_image(path).affine, np.float64), index=index)
+        place = volume_of_mask(inside, affine)
         maps = {family: (space / "roi" / f"{family}.nii.gz",) for family in FAMILIES}
         ncsnr = (source / "nsddata_betas" / "ppdata" / subject / "func1pt8mm" / betas / "ncsnr.nii.gz",)
         names_from = source / "nsddata" / "freesurfer" / subject / "label"
         maps_of = _Maps(subject=subject, shapes=(inside.shape,), inside=inside, findings=findings)
         table = VoxelTable(
-            n_voxels=len(index),
+            n_voxels=len(place.index),
             coordinates=place.coordinates(),
             place=place,
             rois=maps_of.rois(maps, names_from),
@@ -139,7 +120,7 @@ def surface_voxels(
         if left_out := int(masked.sum() - inside.sum()):
             findings.warnings.append(
                 f"{subject}: {left_out} of {masked.sum()} vertices are not finite in some session's first trial, so "
-                f"they are left out of all"
+                f"they are left out of all; sessions that are fetched later and miss others can't be appended"
             )
         vertex = np.flatnonzero(inside)
         side = (vertex >= n_vertices[0]).astype(np.int8)
@@ -184,7 +165,7 @@ class _Maps:
         """Return a map's values in the voxels inside the mask."""
         parts = []
         for path, shape in zip(paths, self.shapes, strict=True):
-            values = read_map(path)
+            values, _ = read_volume(path)
             if values.shape != shape:
                 raise ValueError(f"{path} is {values.shape}, but the mask of {self.subject} is {shape}; fetch it again")
             parts.append(values.reshape(-1) if len(self.shapes) > 1 else values)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from data.importers.findings import Findings
+from data.schema import resolve_subject, told_runs
 from data.sources import SubjectSource
 
 
@@ -16,6 +18,21 @@ class ImportPlan:
     subjects: list[SubjectSource] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+def choose_subjects(given: tuple[str, ...] | None, have: Sequence[str], where: object, findings: Findings) -> list[str]:
+    """Return the names of the wanted subjects, in the order of those that `where` has; all of them if None is given.
+
+    Each is given by name or number; one that isn't there, or could be two, is noted. That `where` has no subject at all
+    is the caller's to note.
+    """
+    if given is None or not have:
+        return list(have)
+    wanted = set()
+    for text in given:
+        with findings.noting():
+            wanted.add(resolve_subject(text, have, where))
+    return [name for name in have if name in wanted]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +70,10 @@ class SessionChoice:
         have = sorted(available)
         if self.numbered is not None:
             if missing := sorted(set(self.numbered) - set(have)):
-                raise ValueError(f"{whose} has no session {missing[0]}; it has {_told(have)}")
+                raise ValueError(f"{whose} has no session {missing[0]}; it has {told_runs(have)}")
             return sorted(set(self.numbered))
         if self.n is None:
             return have
         if self.n > len(have):
-            raise ValueError(f"{whose} has {len(have)} sessions ({_told(have)}); --sessions {self.n} asks for more")
+            raise ValueError(f"{whose} has {len(have)} sessions ({told_runs(have)}); --sessions {self.n} asks for more")
         return have[: self.n]
-
-
-def _told(numbers: list[int]) -> str:
-    """Return whole numbers in order, runs shortened: 1-3, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"

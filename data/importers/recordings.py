@@ -28,6 +28,7 @@ from typing import Any
 
 from data.schema import ROLES
 
+TABLE = "recordings.json"
 REQUIRED = {"subject", "responses", "images"}
 TEXTS = REQUIRED | {"trials", "session_column", "rois", "coordinates", "unit", "upstream_preprocessing", "note"}
 IN_PIECES = {"responses", "images"}
@@ -74,7 +75,7 @@ class Recording:
 
 def read_recordings(directory: Path, table: Path | None = None) -> list[Recording]:
     """Return the recordings that `table` (default: ``recordings.json`` in `directory`) lists."""
-    table = table or directory / "recordings.json"
+    table = table or directory / TABLE
     if not table.exists():
         raise ValueError(f"{table} does not exist; the arrays importer needs it to know what is what")
     try:

@@ -71,7 +71,8 @@ def _found(
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([pictures.pixels(files[int(k)]) for k in rows])
 
-    return ShownImages(source=ImageSource(ids=ids, roles=roles, shape=shape, read=read), row=row)
+    source = ImageSource(ids=ids, roles=roles, shape=shape, files=pictures.files, read=read)
+    return ShownImages(source=source, row=row)
 
 
 def _check_one_picture(table: TrialTable, shown: np.ndarray, file_of: dict[str, str]) -> None:

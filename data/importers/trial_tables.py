@@ -9,10 +9,14 @@ A row is a trial; ``n/a`` is an empty cell. The columns that are read::
     session      optional: a number, or ses-01; without it, ses-01 in the path of the file
     run          optional: a number, or run-01; without it, run-01 in the name of the file
     beta_index   optional: the trial's place among the betas of its session, from 0
-    onset        optional: seconds from the start of the run
+    onset        optional: seconds, in BIDS from the start of the run
     split        optional: train, validation or test
 
 Betas are taken to be in the order of session, run and then beta_index, onset or row, whichever is there first.
+
+A trial's time is in seconds from the first trial of its session. Onsets tell it where they never fall within a session,
+as they do if they start anew with each of several runs, whose own starts a table doesn't have. Then times are left out
+of all sessions, chosen or not, since all must have the same columns.
 """
 
 import re
@@ -37,6 +41,7 @@ class TrialTable:
     session: Int16[np.ndarray, " trial"] | None
     run: Int16[np.ndarray, " trial"] | None
     time_s: Float32[np.ndarray, " trial"] | None
+    """Seconds from the first trial of the session."""
     role: Shaped[np.ndarray, " trial"] | None
     n_passed_over: int
     """Rows that showed no picture."""
@@ -120,10 +125,21 @@ def read_trials(paths: list[Path]) -> TrialTable:
         image_id=columns.get("image_id"),
         session=column("session", np.int16),
         run=column("run", np.int16),
-        time_s=column("onset", np.float32),
+        time_s=_times(columns),
         role=columns.get("split"),
         n_passed_over=sum(table.n_passed_over for table in tables),
     )
+
+
+def _times(columns: dict[str, np.ndarray]) -> Float32[np.ndarray, " trial"] | None:
+    """Return seconds from the first trial of each session; None where onsets are absent or fall within one."""
+    if "onset" not in columns:
+        return None
+    onset = columns["onset"]
+    session = columns.get("session", np.zeros(len(onset)))  # in order by now
+    _, first, place = np.unique(session, return_index=True, return_inverse=True)
+    fell = (np.diff(onset) < 0) & (np.diff(session) == 0)
+    return None if fell.any() else (onset - onset[first][place]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

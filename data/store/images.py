@@ -7,14 +7,16 @@ import numpy as np
 import zarr
 from jaxtyping import Int, UInt8
 
-from data.schema import ROLES, digest_of
+from data.schema import ROLES, digest_of, json_digest, pixel_identity
 from data.sources import ImageSource
+from data.store.shards import REMEDY
 from data.store.zarr_arrays import (
     array_at,
     attribute,
     complete_members,
     create_array,
     get,
+    get_optional,
     group_at,
     put,
     resume_or_begin,
@@ -37,13 +39,28 @@ def decode_ids(array: UInt8[np.ndarray, "image byte"]) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode() for row in array]
 
 
+def block_digest(ids: UInt8[np.ndarray, "image byte"], roles: Sequence[str]) -> str:
+    """Return the digest of a block: what images it has, and the role of each."""
+    return digest_of(ids, "\n".join(roles))
+
+
 def image_blocks(root: zarr.Group) -> list[tuple[str, zarr.Group]]:
-    """Return the blocks that count: complete, and if a subject's import brought them, that is complete too."""
+    """Return the blocks that count: complete, and if a subject's import brought them, that is complete too.
+
+    Raises
+    ------
+    ValueError
+        If one is missing before others, whose rows would be taken for its own.
+    """
     found = []
     for name, group in complete_members(root, "images"):
         part = attribute(group, "part")
-        if part is None or (part in root and attribute(group_at(root, part), "image_block") == name):
+        named = isinstance(part, str) and part in root
+        if part is None or (named and attribute(group_at(root, part), "image_block") == name):
             found.append((name, group))
+    names = [name for name, _ in found]
+    if lost := sorted({f"{k:04d}" for k in range(len(names))} - set(names)):
+        raise ValueError(f"{root.store_path}: image block {lost[0]} is missing, though {names[-1]} is there; {REMEDY}")
     return found
 
 
@@ -82,8 +99,9 @@ def _write_block(
 ) -> None:
     ids = encode_ids([images.ids[i] for i in new])
     roles = np.array([ROLES.index(images.roles[i]) for i in new], np.uint8)
-    digest = digest_of(ids)
-    plan = digest_of(digest, roles, str(part), str(images.shape), str(images.read is None))
+    digest = block_digest(ids, [images.roles[i] for i in new])
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in images.files]
+    plan = digest_of(digest, roles, str(part), str(images.shape), str(images.read is None), json_digest(files))
     group = resume_or_begin(root.require_group("images"), name, plan=plan)
     if attribute(group, "complete"):  # all but the subject's commit was done before the interruption
         progress(len(new) * 3 * int(np.prod(images.shape or 0)))
@@ -98,11 +116,16 @@ def _write_block(
 
 
 def _write_pixels(group: zarr.Group, images: ImageSource, new: np.ndarray, progress: Progress) -> None:
-    """Write pictures by whole shards, from where an interrupted import stopped."""
+    """Write pictures and the digest of each by whole shards, from where an interrupted import stopped."""
     assert images.read is not None and images.shape is not None
     shape = (len(new), *images.shape, 3)
     done = int(attribute(group, "pixels_written") or 0)
-    array = array_at(group, "pixels") if done else create_array(group, "pixels", shape, np.uint8, kind="pixels")
+    if done:
+        array, digests = array_at(group, "pixels"), array_at(group, "pixel_digest")
+    else:
+        array = create_array(group, "pixels", shape, np.uint8, kind="pixels")
+        n_rows = shard_rows(array)
+        digests = create_array(group, "pixel_digest", (len(new), 32), np.uint8, kind="table", rows_per_shard=n_rows)
     step = shard_rows(array)
     progress(done * int(np.prod(shape[1:])))
     for start in range(done, len(new), step):
@@ -110,5 +133,32 @@ def _write_pixels(group: zarr.Group, images: ImageSource, new: np.ndarray, progr
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape[1:]:
             raise ValueError(f"pictures must be uint8 of {shape[1:]}, got {pixels.dtype} {pixels.shape[1:]}")
         array[start : start + step] = pixels
+        hashed = [bytes.fromhex(pixel_identity(picture).removeprefix("sha256:")) for picture in pixels]
+        digests[start : start + step] = np.frombuffer(b"".join(hashed), np.uint8).reshape(-1, 32)
         group.attrs.update({"pixels_written": start + len(pixels)})
         progress(pixels.nbytes)
+
+
+def picture_digests(root: zarr.Group) -> dict[int, str]:
+    """Return the identity that each image's pixels would give it, by global row, for the images with pictures."""
+    found: dict[int, str] = {}
+    first = 0
+    for _, group in image_blocks(root):
+        hashed = get_optional(group, "pixel_digest")
+        if hashed is not None:
+            found |= {first + k: f"sha256:{row.tobytes().hex()}" for k, row in enumerate(hashed)}
+        first += array_at(group, "id").shape[0]
+    return found
+
+
+def check_still_ours(root: zarr.Group, block: str | None, *, part: str) -> None:
+    """Raise ValueError if another writer took the place of a block that is about to count with `part`.
+
+    A file lock keeps writers apart where there are files; on an object store this is the last look before the commit.
+    """
+    if block is None:
+        return
+    group = group_at(root, f"images/{block}") if f"images/{block}" in root else None
+    taken = group is None or attribute(group, "part") != part or not attribute(group, "complete")
+    if taken or len(image_blocks(root)) != int(block):
+        raise ValueError("another process added images to the store meanwhile; run the import again, one at a time")

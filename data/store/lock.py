@@ -5,6 +5,7 @@ Object stores have no such thing; there it is for the user to see to it.
 """
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,4 +32,6 @@ def one_writer(group: zarr.Group) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {path.parent}; wait until it is done") from error
+        except OSError as error:  # some network file systems have no locks
+            logging.getLogger(__name__).warning("%s can't be locked (%s); write from one process only", path, error)
         yield

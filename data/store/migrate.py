@@ -10,8 +10,9 @@ from zarr.core.sync import sync
 
 from data.schema import FORMAT_VERSION, TRIAL_COLUMNS
 from data.sources import SubjectData
+from data.store.images import block_digest
 from data.store.pooled import OldStoreError, PooledStore, format_version, written_by
-from data.store.zarr_arrays import array_at, attribute, complete_members, get_optional, group_at
+from data.store.zarr_arrays import array_at, attribute, complete_members, get, get_optional, group_at
 from data.voxels import Rois
 
 
@@ -46,11 +47,14 @@ def _from_0(path: str, root: zarr.Group) -> None:
             continue
         data = _subject_0(name, group)
         # Labels and coordinates lie where format 1 has them, so the subject's head is there once it says so.
-        group.attrs.update({"head_digest": data.source(ids).head_digest(), "place": None})
+        group.attrs.update({"head_digest": data.source(ids).head_digest(), "place": None, "measure": ""})
         store.add_subject(data)
     for _, group in subjects:
         for old in ("responses", "trials"):  # whatever an interruption left of them
             sync(group.store.delete_dir(f"{group.path}/{old}"))
+    for _, group in complete_members(root, "images"):
+        names = attribute(group, "role_names")
+        group.attrs.update({"digest": block_digest(get(group, "id"), [names[code] for code in get(group, "role")])})
     root.attrs.update({"format_version": 1, "written_by": written_by()})
 
 

@@ -5,7 +5,6 @@ sessions together with the images that they showed: its group gets the attribute
 over groups that lack it. That holds on object stores too, where nothing can be renamed.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
@@ -23,9 +22,18 @@ from data.schema import (
     FORMAT_VERSION,
     check_name,
     json_digest,
+    resolve_subject,
 )
 from data.sources import ImageBlock, ImageSource, SessionSource, SubjectData, SubjectSource
-from data.store.images import Progress, image_blocks, image_ids, image_roles, write_images
+from data.store.images import (
+    Progress,
+    check_still_ours,
+    image_blocks,
+    image_ids,
+    image_roles,
+    picture_digests,
+    write_images,
+)
 from data.store.lock import one_writer
 from data.store.shards import files_of, size_of
 from data.store.subjects import (
@@ -40,6 +48,7 @@ from data.store.tokens import NamedTokens, TokenReader, rows_written, write_toke
 from data.store.zarr_arrays import (
     array_at,
     attribute,
+    check_whole,
     complete_members,
     group_at,
     members,
@@ -194,6 +203,14 @@ class PooledStore:
         files = self._root.store
         return {key: size_of(files, key) for key in files_of(files)}
 
+    def draft_bytes(self) -> int:
+        """Return the size of what interrupted imports left, which the same imports go on with."""
+        counted = [f"images/{name}/" for name, _ in image_blocks(self._root)]
+        for subject, group in complete_members(self._root, "subjects"):
+            counted += [f"subjects/{subject}/parts/{part}/" for part, _ in complete_members(group, "parts")]
+        drafts = {key: size for key, size in self.file_sizes().items() if key.startswith(("images/", "subjects/"))}
+        return sum(size for key, size in drafts.items() if not key.startswith(tuple(counted)))
+
     # -- images ------------------------------------------------------------------------------------------------------
 
     def image_blocks(self) -> list[tuple[str, int, tuple[int, int] | None]]:
@@ -216,6 +233,10 @@ class PooledStore:
     def image_roles(self) -> list[str]:
         """Return the split that the data set prescribes for every image ("" where it prescribes none)."""
         return image_roles(self._root)
+
+    def picture_digests(self) -> dict[int, str]:
+        """Return the digest of each image's pixels by global row, for the images that have pictures."""
+        return picture_digests(self._root)
 
     def check_images(self, images: ImageBlock | ImageSource) -> None:
         """Raise ValueError if `images` contradict themselves, or the store on the role of an image."""
@@ -253,6 +274,7 @@ class PooledStore:
             if "pixels" not in group:
                 raise ValueError(f"images of block {name} of {self.path} were stored without pixels; nothing to encode")
             array = array_at(group, "pixels")
+            check_whole(array)
             for first in range(start, array.shape[0], batch):
                 yield name, first, np.asarray(array[first : first + batch])
 
@@ -369,9 +391,9 @@ class PooledStore:
         there = self.subject(source.name)
         where = f"{source.name!r} is in {self.path} already"
         if there.attrs["head_digest"] != source.head_digest():
-            raise ValueError(
-                f"{where} with other voxels, labels or units; import it into another store or under another name"
-            )
+            measures = {there.attrs.get("measure", ""), source.measure}
+            what = "voxels, labels or units" if len(measures) == 1 else f"responses: {' and '.join(sorted(measures))}"
+            raise ValueError(f"{where} with other {what}; import it into another store or under another name")
         new = [session for session in source.sessions if session.key not in there.session_digests]
         rows = {identity: row for row, identity in enumerate(self.image_ids())}
         if new and ("all" in there.session_digests or new[0].key == "all"):
@@ -418,6 +440,7 @@ class PooledStore:
         head = write_head(self._root.require_group("subjects"), source)
         part = draft_part(head, name, plan=plan_digest(source, sessions))
         digests = {session.key: write_session(part, source, session, progress) for session in sessions}
+        check_still_ours(self._root, image_block, part=part.path)
         commit_part(part, source, sessions, digests, rows, image_block)
 
     def subject(self, name: str | int) -> SubjectStore:
@@ -433,14 +456,7 @@ class PooledStore:
 
     def resolve_subject(self, subject: str | int) -> str:
         """Return the name of a subject given by name or number: 5 is ``subj05`` or, as BIDS has it, ``sub-05``."""
-        text, have = str(subject), self.subjects
-        if text in have:
-            return text
-        numbered = [name for name in have if text.isdecimal() and re.fullmatch(rf"sub[j-]?0*{int(text)}", name)]
-        if len(numbered) != 1:
-            told = f"could be {' or '.join(numbered)}" if numbered else f"is not in {self.path}"
-            raise ValueError(f"subject {text!r} {told}; it has {', '.join(have) or 'no subjects'}")
-        return numbered[0]
+        return resolve_subject(str(subject), self.subjects, self.path)
 
     def digest(self, subjects: Sequence[str], encoder: str) -> str:
         """Return the digest of what a model uses: its encoder and its subjects, each with its own digest."""

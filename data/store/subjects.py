@@ -28,12 +28,14 @@ from data.store.zarr_arrays import (
     array_at,
     attribute,
     begin,
+    check_whole,
     complete_members,
     create_array,
     get,
     get_optional,
     group_at,
     put,
+    read_rows,
     resume_or_begin,
     rows_of,
     shard_rows,
@@ -75,9 +77,18 @@ class SubjectStore:
         """How the newest part was made."""
         return self.parts[max(self.parts)]["provenance"]
 
-    def _arrays(self) -> Iterator[zarr.Array]:
-        for key in self.session_digests:
-            yield array_at(self._place[key], f"responses/{key}")
+    @cached_property
+    def _arrays(self) -> list[zarr.Array]:
+        """Responses of each session, all of whose shards are there."""
+        arrays = [array_at(self._place[key], f"responses/{key}") for key in self.session_digests]
+        for array in arrays:
+            check_whole(array)
+        return arrays
+
+    @cached_property
+    def _first(self) -> zarr.Array:
+        key = next(iter(self.session_digests))
+        return array_at(self._place[key], f"responses/{key}")
 
     @cached_property
     def _starts(self) -> Int[np.ndarray, " session"]:
@@ -93,12 +104,12 @@ class SubjectStore:
     @cached_property
     def n_voxels(self) -> int:
         """Number of voxels."""
-        return next(self._arrays()).shape[1]
+        return self._first.shape[1]
 
     @property
     def dtype(self) -> str:
         """Name of the dtype that responses are stored in."""
-        return next(self._arrays()).dtype.name
+        return self._first.dtype.name
 
     @property
     def upstream_preprocessing(self) -> str | None:
@@ -112,19 +123,22 @@ class SubjectStore:
         )
         out = np.empty((len(wanted), self.n_voxels), np.float32)
         scale = np.float32(self.attrs["scale"])
-        for array, start, stop in zip(self._arrays(), self._starts[:-1], self._starts[1:], strict=True):
+        for array, start, stop in zip(self._arrays, self._starts[:-1], self._starts[1:], strict=True):
             here = slice(*np.searchsorted(wanted, (start, stop)))
-            rows = wanted[here] - start
-            if len(rows):
-                raw = np.asarray(array[...]) if len(rows) == stop - start else rows_of(array, rows)
-                np.multiply(raw, scale, out=out[here], casting="unsafe")
+            rows, into = wanted[here] - start, out[here]
+            if len(rows) < stop - start:
+                np.multiply(rows_of(array, rows), scale, out=into, casting="unsafe")
+                continue
+            for first in range(0, len(rows), shard_rows(array)):  # a session is large, so it is never there twice
+                shard = slice(first, first + shard_rows(array))
+                np.multiply(read_rows(array, shard), scale, out=into[shard], casting="unsafe")
         return out if trials is None or (inverse == np.arange(len(inverse))).all() else out[inverse]
 
     def voxel_responses(self, voxels: Int[np.ndarray, " voxel"]) -> Float32[np.ndarray, "trial voxel"]:
         """Return the responses of some voxels in all trials, in the subject's unit; a shard at a time is in memory."""
         found = [
             np.asarray(array[start : start + shard_rows(array)])[:, voxels]
-            for array in self._arrays()
+            for array in self._arrays
             for start in range(0, array.shape[0], shard_rows(array))
         ]
         return np.concatenate(found).astype(np.float32) * np.float32(self.attrs["scale"])
@@ -161,10 +175,11 @@ class SubjectStore:
                     f"session {session.key} of {self.name!r} is there already with other trials (column {name!r}); "
                     f"import it into another store"
                 )
-        known = {Path(path).name: entry for path, entry in attribute(part, "files").get(session.key, {}).items()}
+        known = attribute(part, "files").get(session.key, {})
         for path in session.files:
-            entry = known.get(path.name)
-            if entry is not None and _changed(path, entry):
+            named_alike = [entry for name, entry in known.items() if Path(name).name == path.name]
+            entries = [known[str(path)]] if str(path) in known else named_alike
+            if entries and all(_changed(path, entry) for entry in entries):
                 raise ValueError(
                     f"{self.name!r} is in the store already with other data: {path} is not the file that session "
                     f"{session.key} was imported from; import it into another store or under another name"
@@ -261,6 +276,8 @@ def write_head(subjects: zarr.Group, source: SubjectSource) -> zarr.Group:
             "head_digest": digest,
             "scale": source.scale,
             "unit": source.unit,
+            "measure": source.measure,
+            "coordinates": voxels.coordinates is not None,
             "upstream_preprocessing": source.upstream_preprocessing,
             "place": _describe_place(place),
             "reliability": sorted(voxels.reliability),

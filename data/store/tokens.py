@@ -30,8 +30,10 @@ def write_tokens(features: zarr.Group, block: str, n_images: int, batches: Itera
     """Write one block's tokens as they come, from image `rows_written` on; they count once the last one is in.
 
     The arrays are written by whole shards, and how far they are is noted after each: an interrupted run loses the
-    shard it was in.
+    shard it was in. A block that is complete is left alone, and nothing is asked of `batches`.
     """
+    if block in features and attribute(group_at(features, block), "complete"):
+        return
     start = rows_written(features, block)
     group = group_at(features, block) if start else begin(features, block)
     arrays: dict[str, zarr.Array] = {}
@@ -55,7 +57,7 @@ def write_tokens(features: zarr.Group, block: str, n_images: int, batches: Itera
     if left := sum(len(part["patch"]) for part in waiting):
         flush(left)
     assert start == n_images, f"{start} of {n_images} images of block {block} were encoded"
-    group.attrs.put({"complete": True, "tokens": sorted(group.array_keys())})
+    group.attrs.put({"complete": True, "rows": n_images, "tokens": sorted(group.array_keys())})
 
 
 def _arrays(group: zarr.Group, n_images: int, first: NamedTokens, *, make: bool) -> dict[str, zarr.Array]:
@@ -115,13 +117,20 @@ class TokenReader:
 
     def require(self, rows: Int[np.ndarray, " image"]) -> None:
         """Raise ValueError if some of `rows` are images added since the tokens were computed."""
-        for k in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
+        self._by_block(rows)
+
+    def _by_block(self, rows: Int[np.ndarray, " image"]) -> dict[int, Int[np.ndarray, " place"]]:
+        """Return which places of `rows` are in which block, all of which have tokens."""
+        of_block = np.searchsorted(self._starts, rows, side="right") - 1
+        found = sorted(set(of_block.tolist()))
+        for k in found:
             assert 0 <= k < len(self._blocks), f"an image row is outside the {self._starts[-1]} images"
             if self._blocks[k] in self._missing:
                 raise ValueError(
                     f"{self._store} lacks {self.name!r} tokens of image block {self._blocks[k]}; "
                     f"run `python -m data features` again"
                 )
+        return {k: np.flatnonzero(of_block == k) for k in found}
 
     def room(self, n: int) -> TokenBatch:
         """Return uninitialised arrays for the tokens of `n` images."""
@@ -137,11 +146,9 @@ class TokenReader:
             If an image has no tokens yet, or what is stored is damaged.
         """
         rows = np.asarray(rows)
-        self.require(rows)
+        by_block = self._by_block(rows)
         out = self.room(len(rows)) if out is None else out
-        of_block = np.searchsorted(self._starts, rows, side="right") - 1
-        for k in np.unique(of_block):
-            at = np.flatnonzero(of_block == k)
+        for k, at in by_block.items():
             for reader, tokens in zip(self._readers[self._blocks[k]], out, strict=True):
                 reader.read_into(tokens, at, rows[at] - self._starts[k])
         return out

@@ -91,7 +91,8 @@ def _unfinished_images(tree: StoreTree) -> Iterator[str]:
     for name in tree.below("images"):
         path = f"images/{name}"
         part = tree.attribute(path, "part")
-        committed = part is None or part in tree.broken or tree.attribute(part, "image_block") == name
+        named = isinstance(part, str)
+        committed = part is None or (named and (part in tree.broken or tree.attribute(part, "image_block") == name))
         if path in tree.groups and not (tree.attribute(path, "complete") and committed):
             yield path
 

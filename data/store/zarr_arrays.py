@@ -5,6 +5,7 @@ Every chunk ends with a CRC-32C, so that a flipped byte is found and named. The 
 reader goes by that.
 """
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 from zarr.core.sync import sync
+
+from data.store.shards import REMEDY, files_of, has_checksums
 
 Kind = Literal["responses", "tokens", "pixels", "table"]
 
@@ -79,6 +82,22 @@ def array_at(group: zarr.Group, name: str) -> zarr.Array:
     return array.with_config(_WRITES_ALL)
 
 
+def check_whole(array: zarr.Array) -> None:
+    """Raise ValueError if the file of a shard is missing, in whose place Zarr would give zeros.
+
+    Arrays from before checksums may lack shards of zeros, so those can't be told.
+    """
+    if array.shards is None or 0 in array.shape or not has_checksums(array):
+        return
+    numbers = itertools.product(*(range(-(-n // k)) for n, k in zip(array.shape, array.shards, strict=True)))
+    wanted = [f"{array.path}/{array.metadata.encode_chunk_key(number)}" for number in numbers]  # type: ignore[union-attr]
+    if missing := sorted(set(wanted) - set(files_of(array.store, f"{array.path}/"))):
+        raise ValueError(
+            f"{array.store_path} lacks {len(missing)} of its {len(wanted)} shards, such as {missing[0]}; {REMEDY}, and "
+            f"`python -m data validate` finds all that is damaged"
+        )
+
+
 def group_at(group: zarr.Group, name: str) -> zarr.Group:
     """Return the group at a path below `group`."""
     found = group[name]
@@ -87,8 +106,33 @@ def group_at(group: zarr.Group, name: str) -> zarr.Group:
 
 
 def get(group: zarr.Group, name: str) -> np.ndarray:
-    """Read a whole array."""
-    return np.asarray(array_at(group, name)[...])
+    """Read a whole array.
+
+    Raises
+    ------
+    ValueError
+        If a part of it is missing.
+    """
+    array = array_at(group, name)
+    check_whole(array)
+    return read_rows(array, slice(None))
+
+
+def read_rows(array: zarr.Array, rows: slice) -> np.ndarray:
+    """Return successive rows of an array.
+
+    Raises
+    ------
+    ValueError
+        If a chunk of them is damaged.
+    """
+    try:
+        return np.asarray(array[rows])
+    except (ValueError, RuntimeError) as error:  # what zarr's checksum and its decoders raise
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"{array.store_path} is damaged ({told}); {REMEDY}; `python -m data validate` says where"
+        ) from error
 
 
 def get_optional(group: zarr.Group, name: str) -> np.ndarray | None:
@@ -110,7 +154,7 @@ def rows_of(array: zarr.Array, rows: Int[np.ndarray, " row"]) -> np.ndarray:
         return np.empty((0, *array.shape[1:]), array.dtype)
     chunk = rows // array.chunks[0]
     runs = np.split(rows, np.flatnonzero(np.diff(chunk) > 1) + 1)
-    return np.concatenate([np.asarray(array[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs])
+    return np.concatenate([read_rows(array, slice(int(run[0]), int(run[-1]) + 1))[run - run[0]] for run in runs])
 
 
 def _directories(group: zarr.Group) -> list[str]:

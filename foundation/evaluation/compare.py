@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32, Int
 
+from data.audit import audit_fit
 from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
@@ -58,14 +59,20 @@ def score_subject(
     tokens: TokenReader,
     split: Split,
     *,
+    pictures: dict[int, str],
     n_sessions: int | None = None,
     preprocessing: Preprocessing = Preprocessing(),
     seed: int = 0,
     n_bootstraps: int = 1000,
 ) -> Scores:
-    """Score models and ridge on a subject's test images, all with the same sessions to learn from."""
+    """Score models and ridge on a subject's test images, all with the same sessions to learn from.
+
+    `pictures` are the store's (`PooledStore.picture_digests`), for the leakage audit, which comes before ridge is
+    fitted and may raise ValueError.
+    """
     measured, rows = measured_test(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
     train = samples(subject, split, "train", n_sessions=n_sessions, preprocessing=preprocessing)
+    audit_fit(split.ids, split, {subject.name: train}, {}, parcels={}, pictures=pictures)
     predictions = {name: model_prediction(model, tokens, subject.name, rows) for name, model in models.items()}
     predictions["ridge"] = ridge_prediction(tokens, train, rows, seed=seed)
     training_mean = train.responses.mean(0)

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
+from data.audit import audit_trials
 from data.noise_ceiling import ncsnr, noise_ceiling
 from data.preprocess import Preprocessing, Trials, average_repeats, standardised_trials
 from data.rois import families
@@ -25,9 +26,10 @@ def measured_test(
     Raises
     ------
     ValueError
-        If the subject saw no test image.
+        If the subject saw no test image, or what is tested had a share in standardising it.
     """
     trials = standardised_trials(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
+    audit_trials(split, trials)
     keep = split.select(trials.image, "test")
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
@@ -42,7 +44,7 @@ def measured_test(
         () if subject.upstream_preprocessing is None else (f"upstream preprocessing: {subject.upstream_preprocessing}",)
     )
     if "sessions" in subject.provenance:
-        notes += (f"sessions: {subject.attrs['provenance']['sessions']}",)
+        notes += (f"sessions: {subject.provenance['sessions']}",)
     measured = Measured(
         subject=subject.name,
         trials=responses,

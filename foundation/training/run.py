@@ -145,12 +145,13 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
             spec,
             store.subject(name).voxels,
             responses=train_samples[name],
-            split_digest=split.digest,
+            split_digest=split.digest_of(store.subject(name).image),
             seed=recipe.seed,
         )
         for name in names
     }
-    audit_fit(store.image_ids(), split, train_samples, validation, parcels=parcels)
+    pictures = store.picture_digests()
+    audit_fit(store.image_ids(), split, train_samples, validation, parcels=parcels, pictures=pictures)
     progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
     if checkpoint is None:
         model = build_model(recipe, store, np.concatenate([s.image for s in train_samples.values()]), parcels)
@@ -169,7 +170,7 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
         "store_digest": store.digest(names, recipe.data.encoder),
         "subject_digests": {name: store.subject(name).digest for name in names},
         "encoder_digest": tokens.digest,
-        "split_digest": split.digest,
+        "split_digest": split.digest_of(np.concatenate([store.subject(name).image for name in names])),
         "preprocessing_digest": Preprocessing().digest,
         "parcels": {name: of_subject.key for name, of_subject in parcels.items()},
         "code_version": code_version(),

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.loader import PREFETCH
 from tests.benchmarks.token_ways import (
     BATCH,
+    BUFFER,
     OTHER_ORDER,
     OURS,
     REAL,
@@ -36,6 +38,8 @@ from tests.benchmarks.token_ways import (
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {"h5py": "tokens.h5", "np.memmap": "tokens.npy"}
+MARGIN_BYTES = 100_000_000
+"""For responses, the chunks whose checksums are compared, and what the C library keeps to itself."""
 Show = Callable[[str], None]
 
 
@@ -178,6 +182,15 @@ def test_memory_and_disk(source, measuring, show):
         on_disk = sum(path.stat().st_blocks * 512 for path in files_of(source.directory, name))
         show(f"  {name:26s}{grown / 1e6:16.1f}{private / 1e6:15.1f}{on_disk / 1e9:13.3f}")
         assert on_disk > 0
+        if measuring and name in OURS:
+            bound = memory_bound(source, name) + MARGIN_BYTES
+            assert private < bound, f"{name} took {private / 1e6:.1f} MB of memory, more than {bound / 1e6:.1f}"
+
+
+def memory_bound(source: Source, way: str) -> int:
+    """Return the bytes of the batches that are alive at once, and of two windows of each subject if there are any."""
+    n_images = BATCH * (PREFETCH + 2) + ("buffer" in way) * 2 * BUFFER * len(source.train)
+    return n_images * source.image_bytes
 
 
 @pytest.mark.timeout(3600)

@@ -22,7 +22,7 @@ from data.preprocess import Samples, samples
 from data.sampler import Sampler
 from data.sources import ImageBlock, SubjectData
 from data.splits import split_of
-from data.store import PooledStore
+from data.store import PooledStore, TokenReader
 from data.store.zarr_arrays import array_at, group_at, rows_of
 
 ENCODER = "random"
@@ -92,10 +92,18 @@ class Source:
         split, names = split_of(store), store.subjects[:n_subjects]
         return cls(directory=directory, train={n: samples(store.subject(n), split, "train") for n in names})
 
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's tokens."""
+        return self.tokens().image_bytes
+
+    def tokens(self) -> TokenReader:
+        """Return our reader of its tokens."""
+        return PooledStore.open(self.directory / "store.zarr").tokens(ENCODER)
+
     def loader(self, **more: int) -> Loader:
         """Return our loader over it."""
-        tokens = PooledStore.open(self.directory / "store.zarr").tokens(ENCODER)
-        return Loader(tokens, self.train, batch_size=BATCH, seed=0, **more)
+        return Loader(self.tokens(), self.train, batch_size=BATCH, seed=0, **more)
 
     def by_rows(self, read: Callable[[np.ndarray], np.ndarray]) -> "Steps[Taken]":
         """Return what yields batches whose tokens `read` gives by image row, which may repeat."""

@@ -6,13 +6,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from data import export
 from data.export import export_map, map_names
 from data.nifti import from_volume, read_labels, volume_of_mask
-from data.noise_ceiling import ncsnr
+from data.noise_ceiling import ncsnr, noise_ceiling, split_half_reliability
 from data.preprocess import standardised_trials
 from data.sources import SubjectData
 from data.splits import split_of
-from data.store import PooledStore
+from data.store import PooledStore, SubjectStore
 from data.voxels import Rois, Surface, Volume, VoxelTable
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
@@ -82,6 +83,36 @@ def test_ceiling_and_split_half_rise_with_the_signal(volumetric, tmp_path):
         found = np.load(tmp_path / f"{name}.npy")
         assert (np.diff(found[1:]) > 0).all()
         assert found[-1] > 0.9
+
+
+@pytest.mark.parametrize("n_at_a_time", [1, 2, 5])
+def test_maps_of_noise_are_those_of_all_voxels_whatever_fits_into_memory(
+    volumetric, tmp_path, monkeypatch, n_at_a_time
+):
+    subject, split = volumetric.subject(1), split_of(volumetric)
+    trials = standardised_trials(subject, split)
+    shown = np.unique(trials.image[split.select(trials.image, "test")], return_counts=True)[1]
+    ratio = ncsnr(trials.responses, trials.image)
+    expected = {
+        "ncsnr": ratio,
+        "noise-ceiling": noise_ceiling(ratio, shown),
+        "split-half": split_half_reliability(trials.responses, trials.image, rng=np.random.default_rng(0)),
+    }
+    asked = []
+    read = SubjectStore.voxel_responses
+
+    def counted(self, voxels):
+        asked.append(len(voxels))
+        return read(self, voxels)
+
+    monkeypatch.setattr(SubjectStore, "voxel_responses", counted)
+    monkeypatch.setattr(SubjectStore, "responses", None)  # all voxels at once
+    monkeypatch.setattr(export, "BLOCK_BYTES", n_at_a_time * 4 * subject.n_trials)
+    for name, values in expected.items():
+        export_map(volumetric, 1, name, tmp_path / f"{name}.npy")
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), values, rtol=1e-6, err_msg=name)
+    assert max(asked) == n_at_a_time
+    assert sum(asked) == len(expected) * N_VOXELS
 
 
 def test_labels_go_out_with_their_names_and_come_back(volumetric, tmp_path, corner):

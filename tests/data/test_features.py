@@ -13,7 +13,7 @@ import pytest
 import data.store.zarr_arrays
 from data.encoders import Encoder, Tokens
 from data.encoders.gabor import GaborEncoder
-from data.features import compute_features, load_encoder
+from data.features import compute_features, load_encoder, n_without_pixels
 from data.sources import ImageBlock
 from data.store import PooledStore
 from tests.tiny_encoder import save_processor, save_vit
@@ -100,11 +100,12 @@ def test_what_half_precision_cannot_hold_is_refused(store):
     assert store.missing_tokens("counting") == ["0000"]
 
 
-def test_images_without_pixels_are_refused(tmp_path, make_block):
+def test_a_store_without_any_pixels_is_refused(tmp_path, make_block):
     store = PooledStore.create(tmp_path / "s.zarr", name="s")
-    store.add_images(make_block(["a"], pixels=False))
-    with pytest.raises(ValueError, match="without pixels"):
+    store.add_images(make_block(["a", "b"], pixels=False))
+    with pytest.raises(ValueError, match=r"all 2 images of .*s.zarr were stored without pixels.*without --no-pixels"):
         compute_features(store, CountingEncoder())
+    assert store.encoders == []
 
 
 def test_an_encoder_is_found_by_name():
@@ -308,13 +309,43 @@ def test_image_blocks_may_differ_in_size(store, tiny_vit):
     np.testing.assert_array_equal(patch, encoder.encode(large).patch.astype(np.float16))
 
 
-def test_a_block_without_pixels_is_refused_before_anything_is_encoded(store, make_block):
-    store.add_images(make_block(["bare"], pixels=False))
+def test_blocks_without_pixels_are_passed_over(store, make_block):
+    store.add_images(make_block(["bare-1", "bare-2"], pixels=False))
+    store.add_images(make_block(["later"]))
     encoder = CountingEncoder()
-    with pytest.raises(ValueError, match=r"images of block 0001 of .*pooled.zarr were stored without pixels"):
-        compute_features(store, encoder)
-    assert encoder.seen == []
-    assert store.encoders == []
+    compute_features(store, encoder)
+    assert n_without_pixels(store) == 2
+    assert sum(encoder.seen) == 61
+    assert store.missing_tokens("counting") == ["0001"]
+    later = next(pixels for _, _, pixels in store.pixels(block="0002"))
+    np.testing.assert_array_equal(store.tokens("counting").read(np.array([62]))[0][0], later[:, 0, 0])
+    with pytest.raises(ValueError, match="lacks 'counting' tokens of image block 0001"):
+        store.tokens("counting").read(np.array([60]))
+    compute_features(store, encoder)
+    assert sum(encoder.seen) == 61
+
+
+def test_tokens_that_another_run_finishes_meanwhile_are_left_alone(store, make_block, monkeypatch):
+    """The second run has seen that both blocks lack tokens, when the first writes them."""
+    store.add_images(make_block(["more"]))
+    second, told, write, after = CountingEncoder(), [], PooledStore.write_tokens, {}
+
+    def late(self, name, block, batches):
+        monkeypatch.setattr(PooledStore, "write_tokens", write)
+        compute_features(store, CountingEncoder())
+        after.update(digests(Path(store.path) / "features"))
+        monkeypatch.setattr(PooledStore, "write_tokens", late_again)
+        write(self, name, block, batches)
+
+    def late_again(self, name, block, batches):
+        assert store.missing_tokens(name) == []
+        write(self, name, block, batches)
+
+    monkeypatch.setattr(PooledStore, "write_tokens", late)
+    compute_features(store, second, progress=told.append)
+    assert (second.seen, told) == ([], [])
+    assert digests(Path(store.path) / "features") == after
+    np.testing.assert_array_equal(store.tokens("counting").read(np.arange(61))[0][:, 0], colours(store))
 
 
 def test_pictures_that_an_encoder_cannot_take_are_named(store):
@@ -372,3 +403,15 @@ def test_the_command_shows_progress_from_what_is_there_on(tmp_path, tiny_vit, sm
     told = capsys.readouterr()
     assert f"vit tokens of 150 images ({150 - there} computed now)" in " ".join(told.out.split())
     assert "images/s" in told.err
+
+
+def test_the_command_tells_of_images_without_pixels(tmp_path, tiny_vit, make_block, capsys):
+    from data.__main__ import features
+
+    store = many_images(tmp_path / "s.zarr", 5)
+    store.add_images(make_block(["bare-1", "bare-2"], pixels=False))
+    for how in ("5 computed now", "all there already, nothing to do"):
+        features(store.path, encoder=str(tiny_vit))
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"vit tokens of 5 images ({how})" in told
+        assert "warn 2 images were skipped: they were stored without pixels (--no-pixels)" in told

@@ -94,6 +94,7 @@ def test_each_kind_has_as_many_names_as_parcels():
         assert set(found.labels) == set(range(len(found.names)))
         assert len(set(found.names)) == len(found.names)
         assert found.used_images is None
+        assert found.kind == text.partition(":")[0]
     np.testing.assert_array_equal(made("sequential:30").labels, sequential(120, size=30))
     np.testing.assert_array_equal(made("compact").labels, compact(table().place.coordinates(), size=30))
 

@@ -1,5 +1,8 @@
 """Standardisation looks at what the protocol lets it look at, and repeats are averaged with their weights."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from data.preprocess import (
     samples,
     standardise,
     standardised_trials,
+    standardised_voxels,
 )
 from data.preprocess import test_trials as trials_of_test_images
 from data.splits import split_images, split_of
@@ -66,6 +70,22 @@ def test_a_session_with_too_few_trials_is_refused():
     use = np.arange(30) < MIN_TRIALS - 1
     with pytest.raises(ValueError, match=f"session 4 has {MIN_TRIALS - 1} trials to standardise by"):
         standardise(np.zeros((30, 1), np.float32), np.full(30, 4), use)
+
+
+def old_formula(responses, use):
+    mean, sd = responses[use].mean(0, dtype=np.float64), responses[use].std(0, dtype=np.float64)
+    return np.where(sd > 0, (responses - mean) / np.where(sd > 0, sd, 1), 0).astype(np.float32)
+
+
+def test_blocks_of_voxels_give_the_numbers_of_all_voxels_at_once():
+    rng = np.random.default_rng(3)
+    responses = rng.normal(rng.normal(size=2500) * 100, 7, size=(60, 2500)).astype(np.float32)
+    responses[:, [0, 1023, 2048]] = 0.1
+    session, use = np.repeat([1, 2], 30), rng.random(60) < 0.8
+    z = standardise(responses, session, use)
+    for number in (1, 2):
+        here = session == number
+        np.testing.assert_allclose(z[here], old_formula(responses[here], use[here]), rtol=1e-6, atol=1e-6)
 
 
 # -- averaging ---------------------------------------------------------------------------------------------------------
@@ -174,6 +194,49 @@ def test_test_trials_of_later_sessions_may_use_the_first_n_sessions_alone(remade
 def test_a_preprocessing_is_known_by_its_digest():
     assert Preprocessing().digest == Preprocessing().digest
     assert Preprocessing(later_sessions="first-n").digest != Preprocessing().digest
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_standardising_needs_little_memory_beside_the_session(remade, monkeypatch):
+    """What `samples` needs beside its result is the session itself, and a block of it in double precision."""
+    n_voxels = 40_000
+    session = np.repeat([1, 2], 60).astype(np.int16)
+    rng = np.random.default_rng(0)
+    raw = rng.normal(3, 2, size=(120, n_voxels)).astype(np.float32)
+    subject, split = remade(lambda responses, part, session: raw, session=session)
+    assert subject.n_voxels == n_voxels
+    monkeypatch.setattr(SubjectStore, "responses", lambda self, trials: raw[trials])  # reading is another's business
+    one_session = raw.nbytes / 2
+    results = []
+    for part in ("train", "validation"):
+        peak = peak_of(lambda part=part: results.append(samples(subject, split, part)))
+        assert peak < results[-1].responses.nbytes + 1.6 * one_session, part
+    peak = peak_of(lambda: results.append(trials_of_test_images(subject, split, n_sessions=1)))
+    assert peak < results[-1].responses.nbytes + 1.6 * one_session
+    train = split.select(subject.image, "train")
+    expected = np.concatenate([old_formula(raw[session == k], train[session == k]) for k in (1, 2)])
+    rows, mean, _ = average_repeats(expected[train], subject.image[train], np.ones(train.sum(), np.float32))
+    np.testing.assert_array_equal(results[0].image, rows)
+    np.testing.assert_allclose(results[0].responses, mean, rtol=1e-6, atol=1e-6)
+
+
+def test_some_voxels_have_the_numbers_of_all(remade):
+    subject, split = remade()
+    every = standardised_trials(subject, split).responses
+    for voxels in ([2], [0, 3], [0, 1, 2, 3]):
+        found = standardised_voxels(subject, split, np.array(voxels))
+        np.testing.assert_allclose(found, every[:, voxels], rtol=1e-6, atol=1e-6)
+    few, split = remade(session=np.repeat([1, 2, 3], [50, 66, 4]).astype(np.int16))
+    with pytest.raises(ValueError, match=r"subj01: session 3 has . trials to standardise by"):
+        standardised_voxels(few, split, np.array([0]))
 
 
 def test_one_session_is_in_memory_at_a_time(remade, monkeypatch):

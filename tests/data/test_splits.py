@@ -56,6 +56,26 @@ def test_the_digest_names_what_is_held_out():
     assert split_images(ids, ["train", "validation", "test"]).digest != base
 
 
+def test_the_digest_of_what_a_subject_saw_stays_when_another_subject_is_added(store, make_block, make_subject):
+    seen, before = store.subject("subj01").image, split_of(store)
+    rows = store.add_images(make_block([f"new-{k}" for k in range(40)], ["test", "train"] * 20))
+    store.add_subject(make_subject("subj03", rows))
+    after = split_of(store)
+    assert after.digest != before.digest
+    assert after.digest_of(seen) == before.digest_of(seen) == before.digest_of(np.unique(seen)[::-1])
+    assert after.digest_of(rows) != after.digest_of(seen)
+
+
+def test_the_digest_of_images_follows_their_parts_and_identities_and_not_their_rows():
+    ids, roles = ["a", "b", "c"], ["train", "test", "validation"]
+    rows = np.arange(3)
+    base = split_images(ids, roles).digest_of(rows)
+    assert split_images(["x", "c", "a", "b"], ["test", "validation", "train", "test"]).digest_of(rows + 1) == base
+    for k, role in enumerate(("test", "train", "train")):
+        assert split_images(ids, [*roles[:k], role, *roles[k + 1 :]]).digest_of(rows) != base
+    assert split_images(["other", "b", "c"], roles).digest_of(rows) != base
+
+
 def test_a_store_without_images_has_an_empty_split():
     split = split_images([], [])
     assert len(split.parts) == 0

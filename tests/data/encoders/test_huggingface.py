@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import torch
 import transformers
 from PIL import Image
 
+from data.encoders import huggingface
+from data.encoders.hub import Location
 from data.encoders.huggingface import HuggingFaceEncoder
+from data.schema import json_digest
 from tests.tiny_encoder import BLOCKS, MEAN, PATCH, SD, SIDE, SIZES, WIDTH, randomise, save_model, save_processor
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
@@ -208,6 +212,18 @@ def test_weights_normalisation_and_depths_identify_an_encoder(tmp_path):
     assert len({json.dumps(spec) for spec in specs}) == 5
 
 
+def test_neither_directory_nor_hub_name_identifies_an_encoder(saved, tmp_path, monkeypatch):
+    path, _ = saved
+    copy = shutil.copytree(path, tmp_path / "copy")
+    ours, theirs = HuggingFaceEncoder(str(path)), HuggingFaceEncoder(str(copy))
+    monkeypatch.setattr(huggingface, "locate", lambda source: Location(source=str(path), revision=COMMIT))
+    hub = HuggingFaceEncoder("lab/from-hub")
+    assert json_digest(ours.spec()) == json_digest(theirs.spec()) == json_digest(hub.spec())
+    assert [e.name for e in (ours, theirs, hub)] == [path.name, "copy", "from-hub"]
+    assert [e.provenance()["source"] for e in (ours, theirs, hub)] == [path.name, "copy", "lab/from-hub"]
+    assert hub.provenance()["revision"] == COMMIT
+
+
 def test_a_pooler_that_a_checkpoint_lacks_changes_nothing(tmp_path):
     """`transformers` draws it at random at each load; no token passes through it."""
     transformers.ViTModel(transformers.ViTConfig(**SIZES), add_pooling_layer=False).save_pretrained(tmp_path)
@@ -366,7 +382,8 @@ import json, sys, logging
 from data.encoders.huggingface import HuggingFaceEncoder
 try:
     encoder = HuggingFaceEncoder(sys.argv[1])
-    print(json.dumps([encoder.name, encoder.spec()["source"], encoder.provenance()["revision"]]))
+    told = encoder.provenance()
+    print(json.dumps([encoder.name, told["source"], told["revision"]]))
 except ValueError as error:
     print(json.dumps(str(error)))
 """

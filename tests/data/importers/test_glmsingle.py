@@ -1,5 +1,6 @@
 """The GLMsingle importer: each value where the affine and the trial table say, and every odd file named at once."""
 
+import gzip
 import pickle
 import re
 import shutil
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image
 
 import data.importers.glmsingle_betas as betas_module
+from data.importers import gzipped_volumes
 from data.importers.glmsingle import plan_glmsingle
+from data.importers.glmsingle_betas import open_betas
 from data.importers.plan import ImportPlan, SessionChoice
 from data.schema import pixel_identity
 from data.store import PooledStore
@@ -106,6 +109,7 @@ def test_every_beta_is_where_the_affine_says_and_every_trial_shows_its_picture(
     tmp_path, layout, block_bytes, monkeypatch
 ):
     monkeypatch.setattr(betas_module, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(gzipped_volumes, "BLOCK_BYTES", block_bytes)
     store = imported(write(layout, tmp_path / "source"))
     subject = store.subject("sub-01")
     responses, place = subject.responses(), subject.voxels.place
@@ -119,8 +123,6 @@ def test_every_beta_is_where_the_affine_says_and_every_trial_shows_its_picture(
     assert [ids[row] for row in subject.image] == [pixel_identity(picture(k)) for k in TRUTH.picture]
     np.testing.assert_array_equal(subject.session, TRUTH.session)
     np.testing.assert_array_equal(subject.trial_column("run"), TRUTH.run)
-    if layout != "laion":
-        np.testing.assert_array_equal(subject.trial_column("time_s"), TRUTH.onset.astype(np.float32))
     assert subject.attrs["unit"] == "percent signal change"
     (pixels,) = [pixels for _, _, pixels in store.pixels()]
     assert {pixel_identity(p) for p in pixels} == {pixel_identity(picture(k)) for k in TRUTH.picture}
@@ -149,7 +151,7 @@ def test_subjects_are_chosen_by_name_or_number(tmp_path):
     source = write_glmsingle(tmp_path / "source", [TRUTH, scan("sub-07", seed=1)])
     for asked in ("sub-07", "7"):
         assert [subject.name for subject in plan(source, subjects=(asked,)).subjects] == ["sub-07"]
-    assert "has no betas of subject 'sub-03'; it has sub-01, sub-07" in the_problem(source, subjects=("3",))
+    assert "subject '3' is not in" in the_problem(source, subjects=("3",))
 
 
 def test_the_source_may_be_one_subjects_directory(source):
@@ -191,6 +193,18 @@ def test_two_names_of_one_picture_are_one_image(source):
     store = imported(source)
     ids = store.image_ids()
     assert [ids[row] for row in store.subject("sub-01").image] == [pixel_identity(picture(k)) for k in TRUTH.picture]
+
+
+def test_repeats_of_a_picture_with_two_names_do_not_depend_on_the_sessions_chosen(source):
+    """Session 1 shows one picture under a name that session 2 doesn't use."""
+    shown = picture_name(int(TRUTH.picture[TRUTH.session == 2][0]))
+    shutil.copy(source / "stimuli" / shown, source / "stimuli" / "copy.png")
+    for path in all_tables(source)[:2]:
+        edit(path, lambda table: table.assign(stim_file=["n/a" if s == "n/a" else "copy.png" for s in table.stim_file]))
+    (whole,) = plan(source).subjects
+    (second,) = plan(source, sessions=SessionChoice(numbered=(2,))).subjects
+    np.testing.assert_array_equal(second.sessions[0].columns["repeat"], whole.sessions[1].columns["repeat"])
+    assert second.sessions[0].columns["repeat"][0] == (TRUTH.session == 1).sum()
 
 
 def with_ids(source: Path) -> None:
@@ -269,6 +283,38 @@ def test_trials_whose_session_has_no_betas_are_passed_over_with_a_warning(tmp_pa
     found = plan(source)
     assert [session.session for session in found.subjects[0].sessions] == [1]
     assert any("no betas of session 2" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_measure_is_the_model_of_the_betas_whatever_file_they_are_in(tmp_path, layout):
+    (subject,) = plan(write(layout, tmp_path / "source")).subjects
+    assert subject.measure == ("SingletrialBetas" if layout == "laion" else TYPED)
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+
+
+def test_onsets_that_start_anew_with_each_run_tell_no_time_of_a_session(source):
+    for choice in (ALL, SessionChoice(n=1)):
+        assert all("time_s" not in s.columns for s in plan(source, sessions=choice).subjects[0].sessions)
+
+
+def test_onsets_that_rise_throughout_a_session_become_seconds_from_its_first_trial(source):
+    onset = TRUTH.onset + 100 * TRUTH.run + 7 * TRUTH.session
+    for path in all_tables(source):
+        path.unlink()
+    table = pd.DataFrame(
+        {
+            "onset": onset,
+            "session": TRUTH.session,
+            "run": TRUTH.run,
+            "stim_file": [picture_name(k) for k in TRUTH.picture],
+        }
+    )
+    save_table(source / "sub-01" / "events.tsv", table)
+    for session in plan(source).subjects[0].sessions:
+        here = onset[TRUTH.session == session.session]
+        np.testing.assert_allclose(session.columns["time_s"], here - here[0])
 
 
 # -- voxels ------------------------------------------------------------------------------------------------------------
@@ -388,7 +434,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     for part in (
         "mask.nii.gz is damaged or is not a readable NIfTI",
         "stimuli lacks 1 of the",
-        f"{TYPED}.hdf5 is damaged, cut short or not HDF5",
+        f"{TYPED}.hdf5 is damaged, cut off or no HDF5",
         "onset 'soon' is not a number",
         "one that names the picture is needed",
     ):
@@ -483,7 +529,7 @@ def mask_of(array: np.ndarray, name: str = "mask.nii.gz"):
 
 
 WRONG = {
-    "no betas in the file": (no_betasmd, rf"{TYPED}.hdf5 has no dataset 'betasmd' \(it has .*\); give GLMsingle's own"),
+    "no betas in the file": (no_betasmd, rf"{TYPED}.hdf5 has no data set 'betasmd', it has .*; give GLMsingle's own"),
     "three axes": (three_axes, r"has betas of shape \(3, 4, 5\); \(x, y, z, trial\) is expected"),
     "an odd picture": (odd_picture, r"stim_\d\d.png is \(5, 9\) but others are \(8, 8\); crop them to one size first"),
     "no picture": (unreadable_picture, r"stim_\d\d.png is not a readable picture; replace or remove it"),
@@ -548,9 +594,32 @@ def test_a_damaged_statmap_is_named(laion):
     cut_gzip(other)
     damaged, short = problems(laion)
     assert one.name in damaged
-    assert "is damaged or cut short" in damaged
+    assert "is damaged or cut off" in damaged
     assert other.name in short
-    assert "has fewer volumes than its header says; copy it anew" in short
+    assert "holds less than its header says; fetch it again" in short
+
+
+def test_a_flipped_byte_that_decompresses_all_the_same_is_found(laion):
+    """In a stored block only the checksum at the end tells."""
+    path = sorted(laion.rglob("*SingletrialBetas_statmap.nii.gz"))[0]
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole, compresslevel=0))
+    (subject,) = plan(laion).subjects
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged or cut off .CRC check failed"):
+        list(subject.sessions[0].read())
+    assert f"{path.name} is damaged or cut off (CRC check failed" in the_problem(laion)
+
+
+def test_a_part_of_a_statmap_is_those_trials_of_the_whole(laion, monkeypatch):
+    betas = open_betas(sorted(laion.rglob("*SingletrialBetas_statmap.nii.gz"))[0])
+    voxels = np.array([3, 0, 17])
+    expected = TRUTH.betas.reshape(-1, TRUTH.betas.shape[-1])[voxels].T
+    for volumes in (1, 5, 100):
+        monkeypatch.setattr(gzipped_volumes, "BLOCK_BYTES", volumes * int(np.prod(GRID)) * 4)
+        np.testing.assert_array_equal(np.concatenate(list(betas.read(voxels, 4, 11))), expected[4:11])
 
 
 def test_sessions_in_different_volumes_are_refused(laion):

@@ -370,4 +370,4 @@ def test_a_subject_that_is_not_there_is_a_problem(tree, tmp_path, subjects):
     (tmp_path / "empty").mkdir()
     source = tmp_path / "empty" if subjects is None else tree
     (problem,) = planned(source, subjects=subjects, pixels=False).problems
-    assert ("no betas_all_subj0X" if subjects is None else "betas_all_subj05") in problem
+    assert ("no betas_all_subj0X" if subjects is None else "'subj05' is not in") in problem

@@ -1,6 +1,7 @@
 """The NSD importer: every voxel, trial, picture and label is that of the files, whatever part of them is asked for."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import pytest
 from scipy.io import loadmat
 
 from data.importers import betas as betas_module
+from data.importers import gzipped_volumes
 from data.importers.findings import Findings
 from data.importers.nsd import plan_nsd
 from data.importers.nsd_design import N_IMAGES, read_design, read_stim_info, runs_by_rule
@@ -182,6 +184,7 @@ def test_a_nifti_is_decompressed_once_from_front_to_back_in_blocks(tree, monkeyp
             return super().read(size)
 
     monkeypatch.setattr(betas_module, "BLOCK_BYTES", 5 * volume)
+    monkeypatch.setattr(gzipped_volumes, "BLOCK_BYTES", 5 * volume)
     monkeypatch.setattr(gzip, "open", Watched)
     blocks = list(session.read())
     assert [len(block) for block in blocks] == [5, 5, 5, 3]
@@ -386,6 +389,19 @@ def test_sessions_that_come_later_are_appended_and_give_the_digest_of_one_import
     assert twice.subject(1).provenance["importer"] == "nsd 1"
 
 
+def test_a_session_of_other_betas_is_not_appended(small, tmp_path):
+    directory = betas_directory(small, "subj01")
+    shutil.copytree(directory, directory.with_name("betas_fithrf"))
+    store = PooledStore.create(tmp_path / "s.zarr", name="s")
+    store.write_subject(subject_of(small, SessionChoice(n=1)))
+    other = subject_of(small, SessionChoice(numbered=(2,)), betas="betas_fithrf")
+    with pytest.raises(ValueError, match=r"'subj01' is in .* already with other") as caught:
+        store.write_subject(other)
+    assert "betas_fithrf and betas_fithrf_GLMdenoise_RR" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert store.write_subject(subject_of(small))[0].session == 2
+
+
 def test_a_copy_with_fewer_sessions_than_the_subject_did_is_told_of(tree):
     found = plan(tree)
     assert any("has 3 of the 40 sessions that subj01 did" in line for line in found.warnings)
@@ -412,7 +428,9 @@ def test_on_fsaverage_the_voxels_are_the_left_then_the_right_vertices_of_the_mas
     np.testing.assert_array_equal(subject.voxels.rois["streams"].labels, place.vertex % 8)
     assert subject.voxels.rois["streams"].names[7] == "parietal"
     assert subject.voxels.reliability["ncsnr"].shape == (9,)
-    assert any("1 of 10 vertices are not finite" in line for line in plan(surface, ("2",), space="fsaverage").warnings)
+    (told,) = [line for line in plan(surface, ("2",), space="fsaverage").warnings if "not finite" in line]
+    assert "1 of 10 vertices are not finite" in told
+    assert "fetched later and miss others can't be appended" in told
 
 
 def test_on_fsaverage_the_vertices_do_not_depend_on_the_sessions_that_are_chosen(surface):

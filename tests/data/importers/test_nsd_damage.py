@@ -1,5 +1,6 @@
 """Files of NSD that are missing, damaged or another data set's: each is one line that names it, all of them at once."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,7 +217,7 @@ BROKEN: dict[str, Damage] = {
     "mask with a time axis": (
         lambda r: write_nifti(roi(r), np.ones((5, 7, 6, 2), np.int16)),
         "nsdgeneral.nii.gz",
-        "not three axes",
+        "a single volume (x, y, z) is needed",
     ),
     "mask cut off": (lambda r: cut(roi(r)), "nsdgeneral.nii.gz", "damaged"),
     "ROI of another shape": (
@@ -342,7 +343,7 @@ def test_everything_that_is_wrong_is_told_at_once(small):
         "nsdgeneral.nii.gz",
         "nsd_expdesign.mat",
         "nsd_stimuli.hdf5",
-        "subj03",
+        "'3'",
         "'9'",
     ):
         assert sum(words in line for line in problems) == 1, words
@@ -399,6 +400,23 @@ def test_a_wrong_checksum_at_the_end_is_found(small):
     flip(session(small), session(small).stat().st_size - 7)
     with pytest.raises(ValueError, match=r"betas_session01.nii.gz is damaged or cut off .CRC check failed"):
         list(plan(small).subjects[0].sessions[0].read())
+
+
+def test_a_flipped_byte_that_decompresses_all_the_same_is_found(small):
+    """In a stored block only the checksum at the end tells."""
+    path = session(small)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"betas_session01.nii.gz is damaged or cut off .CRC check failed"):
+        list(plan(small).subjects[0].sessions[0].read())
+
+
+def test_a_damaged_picture_file_is_named_where_it_is_read(small):
+    (subject,) = plan(small).subjects
+    assert subject.images.read is not None
+    cut(pictures(small))
+    with pytest.raises(ValueError, match=r"nsd_stimuli.hdf5 is damaged, cut off or no HDF5 file .*; fetch it again"):
+        subject.images.read(np.arange(3))
 
 
 @pytest.mark.parametrize("kind", ["nii.gz", "hdf5", "mgh", "mat"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 import data.store.zarr_arrays
-from data.schema import check_name
+from data.schema import check_name, pixel_identity
 from data.sources import ImageBlock, SessionSource, SubjectSource
 from data.store import PooledStore
 from data.voxels import Rois, Surface, Volume, VoxelTable
@@ -324,6 +324,79 @@ def test_what_an_interrupted_write_left_gives_way_to_another_record(store, make_
     np.testing.assert_array_equal(subject.responses(), bare.responses)
     assert subject.session is None
     assert subject.coordinates is None
+
+
+def test_a_lost_shard_is_an_error_and_never_zeros(tmp_path, make_source):
+    """Zarr gives zeros where a file is missing, as after a copy that was broken off."""
+    store = PooledStore.create(tmp_path / "s.zarr", name="s")
+    store.write_subject(make_source())
+    store.begin_tokens("enc", {"depths": [1]})
+    store.write_tokens("enc", "0000", token_batches(6, depth=1)[2])
+
+    def read(path: str) -> None:
+        opened = PooledStore.open(path)
+        subject = opened.subject("subj09")
+        subject.responses(), subject.image, subject.trial_column("run"), opened.image_ids(), opened.image_roles()
+        list(opened.pixels())
+        opened.picture_digests()
+        opened.tokens("enc").read(np.arange(6))
+
+    read(store.path)
+    shards = sorted(file for file in Path(store.path).rglob("c/*") if file.is_file()) + sorted(
+        file for file in Path(store.path).rglob("c/*/**/*") if file.is_file()
+    )
+    assert len(shards) >= 10
+    for shard in shards:
+        content = shard.read_bytes()
+        shard.unlink()
+        with pytest.raises(ValueError, match=r"lacks 1 of its 1 shards|can't be read"):
+            read(store.path)
+        shard.write_bytes(content)
+    read(store.path)
+
+
+def test_what_a_picture_looks_like_is_kept_by_digest(tmp_path, make_source):
+    store = PooledStore.create(tmp_path / "s.zarr", name="s")
+    store.add_images(ImageBlock(ids=["without"], roles=[""]))
+    store.write_subject(make_source())
+    pixels = np.concatenate([found for _, _, found in store.pixels(block="0001")])
+    assert store.picture_digests() == {k + 1: pixel_identity(picture) for k, picture in enumerate(pixels)}
+
+
+def test_a_block_that_another_writer_took_is_not_committed(make_source, request):
+    """Where there are no file locks: the last look before the commit."""
+    url = f"memory://{request.node.name}/s.zarr"
+    store, other = PooledStore.create(url, name="s"), make_source(name="subj08")
+    source = make_source()
+
+    def read_while_another_writes():
+        other_images = ImageBlock(ids=["x", "y"], roles=["", ""], pixels=np.zeros((2, 8, 8, 3), np.uint8)).source()
+        columns = {"image": np.zeros(4, np.int32), "run": np.ones(4, np.int16)}
+        sessions = (replace(other.sessions[0], columns=columns),)
+        PooledStore.open(url, writable=True).write_subject(replace(other, images=other_images, sessions=sessions))
+        return source.sessions[0].read()
+
+    first = replace(source.sessions[0], read=read_while_another_writes)
+    with pytest.raises(ValueError, match="another process added images to the store meanwhile; run the import again"):
+        store.write_subject(replace(source, sessions=(first, *source.sessions[1:])))
+    assert store.subjects == ["subj08"]
+    store.write_subject(source)
+    assert [store.image_ids()[row] for row in store.subject("subj09").image[:2]] == ["pic-1", "pic-2"]
+    assert store.image_ids()[:2] == ["x", "y"]
+
+
+def test_tokens_that_are_complete_are_left_alone(store):
+    store.begin_tokens("enc", {"depths": [1]})
+    cls, _, batches = token_batches(60)
+    store.write_tokens("enc", "0000", batches)
+    store.write_tokens("enc", "0000", (pytest.fail("asked for") for _ in range(1)))
+    np.testing.assert_array_equal(store.tokens("enc").read(np.arange(60))[0], cls)
+
+
+def test_responses_of_another_kind_are_not_appended(store, make_source):
+    store.write_subject(replace(make_source((1, 2)), measure="b3"))
+    with pytest.raises(ValueError, match="with other responses: b2 and b3; import it into another store"):
+        store.write_subject(replace(make_source((1, 2, 3)), measure="b2"))
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------

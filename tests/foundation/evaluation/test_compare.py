@@ -35,7 +35,8 @@ def model() -> EncodingModel:
 
 def scored(store: PooledStore, models: dict[str, EncodingModel], **options) -> Scores:
     subject, tokens = store.subject("subj05"), store.tokens(ENCODER)
-    return score_subject(models, subject, tokens, split_of(store), n_bootstraps=20, **options)
+    given = {"pictures": store.picture_digests(), "n_bootstraps": 20} | options
+    return score_subject(models, subject, tokens, split_of(store), **given)
 
 
 def value(scores: Scores, system: str, metric: str = "r", *, target: str = "mean", roi: str = "all") -> float | None:
@@ -74,6 +75,42 @@ def test_later_sessions_test_and_validation_responses_do_not_reach_the_ridge_pre
         train = samples(one.subject("subj05"), split_of(one), "train", n_sessions=1)
         found.append(ridge_prediction(one.tokens(ENCODER), train, rows, seed=0))
     np.testing.assert_array_equal(*found)
+
+
+def never(*_, **__):
+    raise AssertionError("fitted all the same")
+
+
+def test_what_ridge_learns_from_is_audited_before_it_is_fitted(store, monkeypatch):
+    """A test picture stands among the training images, under another identity."""
+    monkeypatch.setattr(compare, "ridge_prediction", never)
+    split, image = split_of(store), store.subject("subj05").image
+    train, test = (int(image[split.select(image, part)][0]) for part in ("train", "test"))
+    message = rf"leakage audit: 1 found: images 'image0?{train}' \(train\) and 'image0?{test}' \(test\) are one picture"
+    with pytest.raises(ValueError, match=message):
+        scored(store, {}, pictures={train: "sha256:same", test: "sha256:same"})
+
+
+def test_samples_of_held_out_images_do_not_reach_ridge(store, monkeypatch):
+    monkeypatch.setattr(compare, "ridge_prediction", never)
+    given = samples(store.subject("subj05"), split_of(store), "test")
+    monkeypatch.setattr(compare, "samples", lambda *_, **__: given)
+    with pytest.raises(ValueError, match="leakage audit: 1 found: subj05: train samples show 8 images of another part"):
+        scored(store, {})
+
+
+def test_trials_standardised_by_what_they_test_are_not_scored(store, monkeypatch):
+    subject, split = store.subject("subj05"), split_of(store)
+    honest = standardised_trials(subject, split, n_sessions=1)
+    for change, message in (
+        ({"later_standardised_by": honest.image}, "trials of later sessions are standardised by 8 images"),
+        ({"standardised_by": None}, "trials of the first N sessions are standardised by images of unknown origin"),
+    ):
+        monkeypatch.setattr(
+            "foundation.evaluation.measured.standardised_trials", lambda *_, c=change, **__: replace(honest, **c)
+        )
+        with pytest.raises(ValueError, match=f"leakage audit: 1 found: subj05: {message}"):
+            scored(store, {}, n_sessions=1)
 
 
 def test_ridge_finds_planted_tuning_and_beats_a_model_that_learned_nothing(store, model):
@@ -196,7 +233,9 @@ def test_the_headline_is_means_over_subjects_with_ridge_and_ceiling_beside():
 
 def test_the_figure_shows_several_subjects_and_systems_even_with_gaps(store, model, tmp_path):
     subjects = [
-        score_subject({"ours": model}, store.subject(name), store.tokens(ENCODER), split_of(store), n_bootstraps=20)
+        score_subject(
+            {"ours": model}, store.subject(name), store.tokens(ENCODER), split_of(store), pictures={}, n_bootstraps=20
+        )
         for name in ("subj01", "subj02")
     ]
     scores = merge_scores(subjects)

@@ -10,10 +10,15 @@ import torch
 
 from data.parcels import make_parcels, parse_parcels
 from data.preprocess import samples
+from data.sources import ImageBlock, SubjectData
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.config import OptimConfig
+from foundation.training import run
+from foundation.training.engine import LocalEngine
+from foundation.training.loop import Course
 from foundation.training.run import (
+    Plan,
     build_model,
     code_version,
     describe_run,
@@ -21,8 +26,9 @@ from foundation.training.run import (
     run_digest,
     run_to_resume,
     runs_dir,
+    train_run,
 )
-from tests.tiny_store import ENCODER, N_VOXELS, tiny_recipe
+from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
 
 RECIPE = tiny_recipe(Path("/somewhere.zarr"))
 DIGEST = run_digest(RECIPE, "sha256:data")
@@ -114,6 +120,40 @@ def test_a_fresh_model_depends_on_the_seed_alone_and_takes_its_statistics_from_t
     np.testing.assert_allclose(streams.patch_sd, patch.astype(np.float64).std((0, 2)), atol=1e-4)
     assert models[0].subjects == list(N_VOXELS)
     assert [models[0].adapter(name).n_voxel for name in N_VOXELS] == list(N_VOXELS.values())
+
+
+def plan_of(store: Path, directory: Path) -> Plan:
+    """A run of the one subject whose voxels have positions, its parcels by responses."""
+    recipe = tiny_recipe(store)
+    recipe = replace(recipe, data=replace(recipe.data, subjects=("subj02",), parcels="functional:4"))
+    return Plan(recipe=recipe, store=str(store), directory=directory, tracking_uri="", tracking_run="")
+
+
+def test_adding_a_subject_leaves_the_lineage_of_the_others_as_it_was(tmp_path, monkeypatch):
+    courses: list[Course] = []
+    monkeypatch.setattr(run, "train", lambda engine, course, *_, **__: courses.append(course) or "trained")
+    path = tmp_path / "tiny.zarr"
+    store = make_tiny_store(path)
+    before = split_of(store).digest
+    train_run(plan_of(path, tmp_path), LocalEngine, lambda *_: None)
+    rows = store.add_images(ImageBlock(ids=[f"new{k}" for k in range(30)], roles=["train", "test", "validation"] * 10))
+    responses = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    store.add_subject(SubjectData(name="subj09", responses=responses, image=rows.astype(np.int32)))
+    assert split_of(store).digest != before
+    train_run(plan_of(path, tmp_path), LocalEngine, lambda *_: None)
+    first, again = (course.made_from for course in courses)
+    for key in ("split_digest", "parcels", "store_digest"):
+        assert first[key] == again[key], key
+
+
+def test_a_test_picture_under_another_identity_among_those_of_training_stops_a_run(tiny_store, tmp_path, monkeypatch):
+    parts = split_of(PooledStore.open(tiny_store)).parts
+    train, test = (int(np.flatnonzero(parts == part)[0]) for part in ("train", "test"))
+    same = {train: "sha256:same", test: "sha256:same"}
+    monkeypatch.setattr(PooledStore, "picture_digests", lambda self: same)
+    with pytest.raises(ValueError, match=r"leakage audit: 1 found: images .*\(train\) and .*\(test\) are one picture"):
+        train_run(plan_of(tiny_store, tmp_path), LocalEngine, lambda *_: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_code_is_named_by_version_and_commit():
