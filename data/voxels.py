@@ -1,5 +1,6 @@
 """What is known of a subject's voxels beside their responses: places, ROI labels, published reliability."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,10 @@ class Surface:
     n_vertices: tuple[int, int]
     hemisphere: Int8[np.ndarray, " voxel"]
     vertex: Int32[np.ndarray, " voxel"]
+
+
+def _as_text(sizes: Sequence[int]) -> str:
+    return str(tuple(int(n) for n in sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +100,9 @@ class VoxelTable:
         if self.coordinates is not None and not isinstance(self.place, Volume):  # in a volume the index says it exactly
             parts += ["coordinates", self.coordinates]
         if isinstance(self.place, Volume):
-            parts += ["volume", str(tuple(self.place.shape)), self.place.affine, self.place.index]
+            parts += ["volume", _as_text(self.place.shape), self.place.affine, self.place.index]
         if isinstance(self.place, Surface):
-            parts += ["surface", self.place.space, str(tuple(self.place.n_vertices))]
+            parts += ["surface", self.place.space, _as_text(self.place.n_vertices)]
             parts += [self.place.hemisphere, self.place.vertex]
         for name in sorted(self.rois):
             parts += [name, self.rois[name].labels, json_digest({str(k): v for k, v in self.rois[name].names.items()})]
