@@ -134,7 +134,7 @@ def validate(store: Positional[Store], /, *, quick: bool = False, session: Commo
 
     console = Console(soft_wrap=True, markup=False, highlight=False)
     remarks: list[str] = []
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading")
         found = findings_of(
             store,

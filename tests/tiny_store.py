@@ -59,7 +59,12 @@ def design(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_tiny_store(
-    path: Path, *, spoilt: tuple[str, ...] = (), averaged: bool = False, spec: dict[str, Any] = SPEC
+    path: Path,
+    *,
+    spoilt: tuple[str, ...] = (),
+    averaged: bool = False,
+    spec: dict[str, Any] = SPEC,
+    provenance: dict[str, Any] | None = None,
 ) -> PooledStore:
     """Three subjects whose responses are linear in the tokens, and noise.
 
@@ -67,6 +72,7 @@ def make_tiny_store(
     ----------
     spoilt : parts of the split whose images get absurd responses, to show that nothing learns from them.
     averaged : the trials are said to be means of three repeats.
+    provenance : of each subject.
     spec : description of the encoder that the tokens are said to come from.
     """
     rng = np.random.default_rng(0)
@@ -95,6 +101,7 @@ def make_tiny_store(
                 n_averaged=np.full(len(image), 3, np.float32) if averaged else None,
                 upstream_preprocessing="averaged over repeats" if averaged else None,
                 coordinates=rng.random((n_voxels, 3)).astype(np.float32) if name == "subj02" else None,
+                provenance=provenance or {},
                 rois={"prf-visualrois": Rois(labels=labels, names={1: "V1v"})},
             )
         )

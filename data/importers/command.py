@@ -173,7 +173,7 @@ def import_(*, format: Annotated[Format, arg(name="")]) -> None:
     if plan.subjects and not plan.problems:
         console.print(estimate(plan, format.store), markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"importing {name}", total=sum(map(n_bytes, plan.subjects)))
         carry_out(
             plan,

@@ -28,7 +28,7 @@ def load_array(path: Path, *, in_memory: bool = True) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False, mmap_mode=None if in_memory else "r")
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy of numbers: {error}") from error
+        raise ValueError(f"{path} is not a readable .npy of numbers: {error}; save it anew") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{path} is an .npz of several arrays; save the one that is meant as .npy")
@@ -121,7 +121,7 @@ def open_pictures(path: Path) -> Pictures:
         with zipfile.ZipFile(path) as archive:
             members = sorted(n for n in archive.namelist() if _is_picture(n))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures") from error
+        raise ValueError(f"{path} is neither a directory, an .npy nor a zip of pictures; name one of these") from error
     _check_order(path, members)
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """HDF5 files of a data set, read so that whatever is wrong with one is a line that names it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ def open_hdf5(path: Path, remedy: str = FETCH) -> Iterator[h5py.File]:
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist; {remedy}")
+    if not path.is_file():
+        raise ValueError(f"{path} is a directory, not an HDF5 file; {remedy}")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} may not be read: permission denied; change its permissions (chmod)")
     try:
         with h5py.File(path, "r") as file:
             yield file

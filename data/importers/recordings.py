@@ -81,9 +81,9 @@ def read_recordings(directory: Path, table: Path | None = None) -> list[Recordin
     try:
         entries = json.loads(table.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{table} is not JSON: {error}") from error
+        raise ValueError(f"{table} is not JSON: {error}; docs/importing.md has an example") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise ValueError(f"{table} must hold a list of objects, one per recording")
+        raise ValueError(f"{table} must hold a list of objects, one per recording; docs/importing.md has an example")
     for entry in entries:
         _check_entry(table, entry)
     names = [entry["subject"] for entry in entries]

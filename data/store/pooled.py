@@ -149,7 +149,7 @@ class PooledStore:
         found = format_version(root)
         if not isinstance(found, int) or found > FORMAT_VERSION:
             raise ValueError(
-                f"{path} has store format {found}; this manybrains reads up to {FORMAT_VERSION}: update it"
+                f"{path} has store format {found!r}; this manybrains reads up to {FORMAT_VERSION}: update it"
             )
         if found < FORMAT_VERSION:
             raise OldStoreError(

@@ -24,6 +24,7 @@ from data.sources import (
     subject_digest,
 )
 from data.store.images import Progress
+from data.store.shards import REMEDY
 from data.store.zarr_arrays import (
     array_at,
     attribute,
@@ -43,19 +44,27 @@ from data.store.zarr_arrays import (
 from data.voxels import Rois, Surface, Volume, VoxelTable
 
 
+def _whole(group: zarr.Group, needed: tuple[str, ...]) -> dict[str, Any]:
+    """Return a group's attributes, which must have those needed."""
+    attrs = group.attrs.asdict()
+    if missing := [name for name in needed if attrs.get(name) is None]:
+        raise ValueError(f"{group.store_path} lacks the attribute {missing[0]!r}; {REMEDY}")
+    return attrs
+
+
 class SubjectStore:
     """One subject's measurements, read lazily; trials are in the order of sessions."""
 
     def __init__(self, name: str, group: zarr.Group) -> None:
         self.name = name
         self._group = group
-        self.attrs: dict[str, Any] = group.attrs.asdict()
+        self.attrs: dict[str, Any] = _whole(group, ("head_digest", "scale", "unit"))
         self.parts: dict[str, dict[str, Any]] = {}
         """Attributes of each part (one per import): provenance, digests and source files of its sessions."""
         self._place: dict[str, zarr.Group] = {}
         self._rows: dict[str, slice] = {}
         for key, part in complete_members(group, "parts"):
-            self.parts[key] = part.attrs.asdict()
+            self.parts[key] = _whole(part, ("n_trials", "digests", "files", "provenance"))
             start = 0
             for session, n_trials in self.parts[key]["n_trials"].items():
                 self._place[session] = part

@@ -315,6 +315,9 @@ class _Check:
         n_trials, digests = attrs["n_trials"], attrs["digests"]
         if list(n_trials) != list(digests):
             self._found(path, f"attribute 'n_trials' has sessions {list(n_trials)}, 'digests' {list(digests)}")
+        for name in ("files", "provenance"):
+            if not isinstance(attrs.get(name), dict):
+                self._found(path, f"attribute {name!r} is missing")
         block = attrs.get("image_block")
         if block is not None and block not in self.n_of_block:
             self._found(path, f"the images that came with it, images/{block}, are missing or not complete")

@@ -76,9 +76,10 @@ def put(group: zarr.Group, name: str, values: np.ndarray, *, kind: Kind = "table
 
 
 def array_at(group: zarr.Group, name: str) -> zarr.Array:
-    """Return the array at a path below `group`."""
-    array = group[name]
-    assert isinstance(array, zarr.Array)
+    """Return the array at a path below `group`; ValueError where there is none."""
+    array = group.get(name)
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{group.store_path}/{name} is missing; {REMEDY}")
     return array.with_config(_WRITES_ALL)
 
 
@@ -99,9 +100,10 @@ def check_whole(array: zarr.Array) -> None:
 
 
 def group_at(group: zarr.Group, name: str) -> zarr.Group:
-    """Return the group at a path below `group`."""
-    found = group[name]
-    assert isinstance(found, zarr.Group)
+    """Return the group at a path below `group`; ValueError where there is none."""
+    found = group.get(name)
+    if not isinstance(found, zarr.Group):
+        raise ValueError(f"{group.store_path}/{name} is missing; {REMEDY}")
     return found
 
 

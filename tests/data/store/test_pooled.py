@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import data.store.zarr_arrays
 from data.schema import check_name, pixel_identity
 from data.sources import ImageBlock, SessionSource, SubjectSource
 from data.store import PooledStore
+from data.store.validate import validate
 from data.voxels import Rois, Surface, Volume, VoxelTable
 
 
@@ -353,6 +355,46 @@ def test_a_lost_shard_is_an_error_and_never_zeros(tmp_path, make_source):
             read(store.path)
         shard.write_bytes(content)
     read(store.path)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("parts/0000:provenance", "subj09/parts/0000 lacks the attribute 'provenance'; restore it"),
+        (":head_digest", "subj09 lacks the attribute 'head_digest'; restore it"),
+        ("parts/0000/responses/0002", "parts/0000/responses/0002 is missing; restore it"),
+        ("voxels/index", "subj09/voxels/index is missing; restore it"),
+    ],
+)
+def test_a_lost_attribute_or_array_is_named(tmp_path, make_source, lost, message):
+    store = PooledStore.create(tmp_path / "s.zarr", name="s")
+    index = np.array([[0, 0, k] for k in range(5)], np.int32)
+    place = Volume(shape=(1, 1, 5), affine=np.eye(4), index=index)
+    store.write_subject(replace(make_source(), voxels=VoxelTable(n_voxels=5, place=place)))
+    path, _, name = lost.partition(":")
+    where = tmp_path / "s.zarr" / "subjects" / "subj09" / path
+    if name:
+        text = json.loads((where / "zarr.json").read_text())
+        del text["attributes"][name]
+        (where / "zarr.json").write_text(json.dumps(text))
+        assert any(name in line for line in validate(store.path))
+    else:
+        shutil.rmtree(where)
+        assert any(path in line for line in validate(store.path))
+
+    def read() -> None:
+        subject = PooledStore.open(store.path).subject("subj09")
+        subject.responses(), subject.voxels
+
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+def test_a_lost_image_block_is_an_error_and_never_shifts_the_others(store, make_block):
+    store.add_images(make_block(["more-1", "more-2"]))
+    (Path(store.path) / "images" / "0000" / "zarr.json").unlink()
+    with pytest.raises(ValueError, match="image block 0000 is missing, though 0001 is there; restore it"):
+        PooledStore.open(store.path).image_ids()
 
 
 def test_what_a_picture_looks_like_is_kept_by_digest(tmp_path, make_source):

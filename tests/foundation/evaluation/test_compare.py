@@ -255,3 +255,10 @@ def test_ridge_recovers_more_with_more_sessions(store):
         train = samples(subject, split, "train", n_sessions=n_sessions)
         found.append(voxelwise_r(ridge_prediction(tokens, train, rows, seed=0), truth).mean())
     assert found[0] < found[1]
+
+
+def test_blocks_that_stand_in_for_sessions_are_told_in_the_notes(tmp_path):
+    told = "successive blocks of 200 images, not scan sessions"
+    store = make_tiny_store(tmp_path / "blocks.zarr", provenance={"sessions": told})
+    measured, _ = measured_test(store.subject("subj01"), split_of(store))
+    assert f"sessions: {told}" in measured.notes
