@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
-from data.command_line import CommonOptions, Session, begin, run
+from data.command_line import CommonOptions, Session, begin, progress_bar, run
 from data.importers.command import import_
 from data.store import PooledStore
 
@@ -90,7 +90,7 @@ def features(
         bar.update(todo, advance=n, rate=f"{done / (time.monotonic() - started):.1f} images/s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with progress_bar(*columns, TimeRemainingColumn()) as bar:
         todo = bar.add_task(f"{loaded.name} tokens", total=n_images, completed=there, rate="")
         kept = compute_features(opened, loaded, name=name, progress=progress)
     how = f"{done} computed now" if done else "all there already, nothing to do"
@@ -134,7 +134,7 @@ def validate(store: Positional[Store], /, *, quick: bool = False, session: Commo
 
     console = Console(soft_wrap=True, markup=False, highlight=False)
     remarks: list[str] = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("reading")
         found = findings_of(
             store,

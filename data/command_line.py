@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 
 from data.home import set_home
 
@@ -80,6 +82,13 @@ def run(command: Any, *, program: str, description: str | None = None, args: Seq
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """Return a bar on stderr, which shows where that is a terminal, and is gone when all is done."""
+    console = Console(stderr=True)
+    shown = columns or Progress.get_default_columns()
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 def begin(session: Session) -> None:

@@ -1,12 +1,11 @@
 """Maps of a subject's voxels, by name, written as the field's files."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data.nifti import label_path, surface_paths, write_label_names, write_surface, write_volume
+from data.nifti import label_path, surface_paths, write_label_names, write_surface, write_volume, written_whole
 from data.noise_ceiling import ncsnr, noise_ceiling, split_half_reliability
 from data.parcels import make_parcels, parse_parcels
 from data.preprocess import samples, standardised_voxels
@@ -158,9 +157,5 @@ def _labels(store: PooledStore, subject: SubjectStore, name: str) -> Labels:
 
 
 def _write_npy(path: Path, values: np.ndarray) -> None:
-    draft = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
-        np.save(draft, values)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft, draft.open("wb") as file:
+        np.save(file, values)

@@ -7,6 +7,8 @@ of a table a map is NaN, a label map 0.
 import gzip
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,20 +217,25 @@ def _as_stored(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int32 if values.dtype.kind in "iu" else np.float32)
 
 
-def _write(image: Any, path: Path) -> None:
-    """Write under a temporary name, then rename."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; the file has its own name once it is whole."""
     draft = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:
-        nibabel.save(image, draft)
+        yield draft
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _write(image: Any, path: Path) -> None:
+    with written_whole(path) as draft:
+        nibabel.save(image, draft)
+
+
 def write_label_names(path: Path, names: dict[int, str]) -> Path:
     """Write the table of a label map's names beside it, as `label_names` reads it, and return its path."""
     table = label_path(path)
-    draft = table.with_name(f".writing-{os.getpid()}-{table.name}")
-    pd.DataFrame({"index": list(names), "name": list(names.values())}).to_csv(draft, sep="\t", index=False)
-    draft.replace(table)
+    with written_whole(table) as draft:
+        pd.DataFrame({"index": list(names), "name": list(names.values())}).to_csv(draft, sep="\t", index=False)
     return table

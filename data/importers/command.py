@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from data.command_line import CommonOptions, Session, begin
+from data.command_line import CommonOptions, Session, begin, progress_bar
 from data.importers.carry_out import carry_out, conflicts, described, estimate, n_bytes
 from data.importers.plan import ImportPlan, SessionChoice
 
@@ -173,7 +173,7 @@ def import_(*, format: Annotated[Format, arg(name="")]) -> None:
     if plan.subjects and not plan.problems:
         console.print(estimate(plan, format.store), markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with progress_bar(*columns, TimeRemainingColumn()) as bar:
         task = bar.add_task(f"importing {name}", total=sum(map(n_bytes, plan.subjects)))
         carry_out(
             plan,

@@ -1,5 +1,6 @@
 """Small records for the tests of the data package."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,12 +8,31 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from data.__main__ import main
 from data.sources import ImageBlock, SubjectData
 from data.store import PooledStore
 
 # Time is measured by the benchmarks; on a busy machine a deadline fails at random.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run ``python -m data`` with these arguments; return exit code, stdout and stderr."""
+
+    def invoke(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["python -m data", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return invoke
 
 
 @pytest.fixture

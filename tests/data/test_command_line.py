@@ -8,28 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.__main__ import main
 from data.command_line import Session, begin, run
 from data.home import home, set_home
 from data.store import PooledStore
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run ``python -m data`` with these arguments; return exit code, stdout and stderr."""
-
-    def invoke(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["python -m data", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return invoke
 
 
 @pytest.fixture

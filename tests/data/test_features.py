@@ -395,6 +395,7 @@ def test_the_command_shows_progress_from_what_is_there_on(tmp_path, tiny_vit, sm
         return add(self, *args, **options)
 
     monkeypatch.setattr(Progress, "add_task", spy)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal; elsewhere no bar is shown
     there = store.n_encoded("vit")
     assert there % 10 == 0
     assert 0 < there < 150

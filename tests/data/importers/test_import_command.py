@@ -150,24 +150,6 @@ def contents(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-@pytest.fixture
-def call(monkeypatch, capsys) -> Call:
-    """Run ``python -m data`` with these arguments; return exit code, stdout and stderr."""
-
-    def invoke(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["python -m data", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return invoke
-
-
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory) -> Callable[[str], Path]:
     """Return a layout's tree, written once. Nobody changes it."""
