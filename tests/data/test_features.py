@@ -1,6 +1,7 @@
 """Tokens are computed once, go on after an interruption bit for bit, and never mix encoders."""
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -402,7 +403,8 @@ def test_the_command_shows_progress_from_what_is_there_on(tmp_path, tiny_vit, sm
     features(store.path, encoder=str(tiny_vit))
     assert started == [(there, 150)]
     told = capsys.readouterr()
-    assert f"vit tokens of 150 images ({150 - there} computed now)" in " ".join(told.out.split())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", told.out)
+    assert f"vit tokens of 150 images ({150 - there} computed now)" in " ".join(plain.split())
     assert "images/s" in told.err
 
 
