@@ -399,9 +399,8 @@ class PooledStore:
         if new and ("all" in there.session_digests or new[0].key == "all"):
             raise ValueError(f"{where}, and without a session index nothing can be told apart to append")
         for session in source.sessions:
-            if session in new:
-                continue
-            there.check_session(session, [rows.get(identity, -1) for identity in source.images.ids])
+            if session.key in there.session_digests:
+                there.check_session(session, [rows.get(identity, -1) for identity in source.images.ids])
         return new
 
     def write_subject(self, source: SubjectSource, *, progress: Progress = _nothing) -> list[SessionSource]:
