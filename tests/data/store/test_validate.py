@@ -274,7 +274,12 @@ DAMAGE = {
         "parts/0001: session 0001 is in subjects/subj01/parts/0000 already",
     ),
     "image block of a part": (PART, attributes(image_block="0007"), "images/0007, are missing or not complete"),
-    "ids' digest": ("images/0000", attributes(digest="sha256:0"), "images/0000: the ids are not those"),
+    "ids' digest": ("images/0000", attributes(digest="sha256:0"), "images/0000: the ids and roles are not"),
+    "swapped roles": (
+        "images/0000",
+        attributes(role_names=["", "test", "validation", "train"]),
+        "images/0000: the ids and roles are not",
+    ),
     "role names": ("images/0000", attributes(role_names=["", "holdout"]), "images/0000: attribute 'role_names'"),
     "few role names": ("images/0000", attributes(role_names=[""]), "images/0000/role: role 3 of row 0 is not among"),
     "picture shape": (
