@@ -112,7 +112,8 @@ class _Check:
             self._found(path, f"can't be checked ({type(error).__name__}: {' '.join(str(error).split())})")
 
     def _found(self, path: str, what: str, remedy: str = REMEDY) -> None:
-        self.found.append(f"{path}: {what}; {remedy}")
+        told = what if remedy in what else f"{what}; {remedy}"
+        self.found.append(f"{path}: {told}")
 
     def _in_a_row(self, container: str, names: list[str]) -> None:
         """Blocks and parts are numbered as they come, so a gap is something lost."""

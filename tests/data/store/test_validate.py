@@ -262,7 +262,7 @@ DAMAGE = {
     "head without scale": (
         "subjects/subj01",
         lambda text: text["attributes"].pop("scale"),
-        "subjects/subj01: can't be checked",
+        "lacks the attribute 'scale'; restore it",
     ),
     "head digest": ("subjects/subj01", attributes(head_digest="sha256:0"), "subjects/subj01: scale, unit"),
     "session digest": (f"{PART}/responses/0001", attributes(digest="sha256:0"), "0001: the attribute 'digest' differs"),
