@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -11,23 +12,25 @@ from data.store import PooledStore
 from data.store.lock import one_writer
 
 
-def hold(path: str, held, done) -> None:
-    """Hold the store for writing until the end, in a process of its own."""
+def hold(path: str, parent: Connection) -> None:
+    """Hold the store for writing until the parent hangs up, in a process of its own."""
     with PooledStore.open(path, writable=True)._writing():
-        held.set()
-        done.wait(60)
+        parent.send("held")
+        parent.poll(60)
 
 
 @pytest.fixture
 def holder(store):
-    """A process that is writing to `store`."""
+    """A process that is writing to `store`. It is told to end through a pipe: an Event would wait for one that died."""
     context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(store.path, held, done))
+    here, there = context.Pipe()
+    process = context.Process(target=hold, args=(store.path, there))
     process.start()
-    assert held.wait(60)
+    there.close()
+    assert here.poll(60)
+    assert here.recv() == "held"
     yield process
-    done.set()
+    here.close()
     process.join()
     process.close()
 
