@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from scipy import sparse
 
+from data.noise_ceiling import ncsnr, noise_ceiling
 from data.schema import json_digest
 from data.splits import Part, Split
 from data.store import SubjectStore
@@ -330,3 +331,34 @@ def test_trials(
     if not keep.any():
         raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
     return _standardised(subject, split, n_sessions, keep, preprocessing)
+
+
+def training_reliability(
+    subject: SubjectStore,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> tuple[Float[np.ndarray, " voxel"] | None, str | None]:
+    """Return how much of a trial's variance is signal, per voxel, or why that can't be told.
+
+    The noise ceiling of single trials (:mod:`data.noise_ceiling`), from nothing but the repeats of training images in
+    the first `n_sessions`. Unlike a published NCSNR, it may weight what is fitted (protocol rule 5). All of these
+    trials are in memory at once: 1.7 GB for the largest subject of NSD.
+
+    Returns
+    -------
+    reliability
+        0 to 1, NaN for a voxel that doesn't vary. None without repeats.
+    reason
+        Why there is no reliability; None where there is.
+    """
+    _, first = _first_sessions(subject, n_sessions)
+    trials = _standardised(subject, split, n_sessions, first & split.select(subject.image, "train"), preprocessing)
+    if (trials.n_averaged > 1).any():
+        return None, f"{subject.name} came averaged over repeats, so their noise can't be told"
+    _, repeats = np.unique(trials.image, return_counts=True)
+    if (repeats < 2).all():
+        within = "" if n_sessions is None else f" in the first {n_sessions} sessions"
+        return None, f"{subject.name} saw no training image twice{within}"
+    return noise_ceiling(ncsnr(trials.responses, trials.image), np.ones(1, int)), None

@@ -7,7 +7,7 @@ ROI's estimates and every pair's differences follow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from foundation.evaluation.metrics import LOWEST_CEILING, patternwise_r, r2_ceiling, squared_error, voxelwise_r
+from foundation.evaluation.sampling import MIN_CRPS_SAMPLES, coverage, crps, samples_needed
 from foundation.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_p,
@@ -26,6 +27,10 @@ from foundation.evaluation.statistics import (
 
 ROW_BLOCK = 128
 VOXEL_BLOCK = 1024
+SAMPLED_VOXEL_BLOCK = 128
+"""Fewer, since every sample of a block is sorted at once."""
+COVERED = 0.9
+"""Level of the intervals whose coverage is ``coverage90``."""
 
 
 class Key(NamedTuple):
@@ -139,6 +144,29 @@ def estimate_ceiling(target: Target) -> dict[Key, Estimate]:
     return found
 
 
+def estimate_sampling(samples: Float[np.ndarray, "sample image voxel"], target: Target) -> dict[Key, Estimate]:
+    """CRPS and coverage of one system's samples; without what so few samples don't allow."""
+    found: dict[Key, Estimate] = {}
+    if len(samples) >= MIN_CRPS_SAMPLES:
+        found |= _mean_per_roi(
+            "crps", lambda block: crps(samples[:, :, block], target.rows[:, block], image=target.image), target
+        )
+    if len(samples) >= samples_needed(COVERED):
+        found |= _mean_per_roi(
+            "coverage90",
+            lambda block: coverage(samples[:, :, block], target.rows[:, block], level=COVERED, image=target.image),
+            target,
+        )
+    return found
+
+
+def estimate_point_mass(prediction: Float[np.ndarray, "image voxel"], target: Target) -> dict[Key, Estimate]:
+    """CRPS of a prediction without spread, its absolute error; it has no interval that could cover."""
+    return _mean_per_roi(
+        "crps", lambda block: np.abs(prediction[:, block][target.image] - target.rows[:, block]), target
+    )
+
+
 def mean_over_images(
     values: Float[np.ndarray, " image"], target: Target, *, n_voxels: int, p_value: float = float("nan")
 ) -> Estimate:
@@ -149,6 +177,21 @@ def mean_over_images(
     value = float(np.average(values[defined], weights=target.n_rows[defined]))
     samples = bootstrap_mean(values, target.counts, weights=target.n_rows)
     return Estimate(value, samples, n_voxels, int(defined.sum()), p_value)
+
+
+def _mean_per_roi(metric: str, of_block: Callable[[slice], np.ndarray], target: Target) -> dict[Key, Estimate]:
+    """Mean over an ROI's voxels and over images of values "row voxel" that are made a block of voxels at a time."""
+    inside = np.stack(list(target.rois.values()), axis=1).astype(np.float64)
+    sums = np.zeros((len(target.rows), len(target.rois)))
+    for start in range(0, len(inside), SAMPLED_VOXEL_BLOCK):
+        block = slice(start, start + SAMPLED_VOXEL_BLOCK)
+        sums += of_block(block) @ inside[block]
+    found = {}
+    for roi, of_rows, n_voxels in zip(target.rois, sums.T, inside.sum(axis=0).astype(int), strict=True):
+        if n_voxels:
+            per_image = np.bincount(target.image, of_rows) / (n_voxels * target.n_rows)
+            found[Key(roi, "voxel", metric)] = mean_over_images(per_image, target, n_voxels=int(n_voxels))
+    return found
 
 
 def _voxelwise_r(prediction: np.ndarray, target: Target) -> np.ndarray:

@@ -13,6 +13,8 @@ Choices, beyond the protocol's text:
 - Differences of patternwise ``r`` and of ``mse`` have a value per image and are tested with Wilcoxon's signed ranks
   over images. The voxelwise ``r`` has none; voxels share their images' noise, and a test across them would claim too
   much. Its p comes from the paired bootstrap.
+- Samples are of single trials, so ``crps`` and ``coverage90`` are of the target ``trial``, and those of ``mean`` are
+  null. Where the data came averaged, averages are all there is: then they are the target, and a note says so.
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ from scipy import sparse
 
 from data.noise_ceiling import pattern_ceiling, single_trial_ceiling
 from foundation.evaluation.estimates import (
+    COVERED,
     UNDEFINED,
     Estimate,
     Key,
     Target,
     estimate_ceiling,
     estimate_differences,
+    estimate_point_mass,
+    estimate_sampling,
     estimate_systems,
     mean_over_images,
 )
 from foundation.evaluation.metrics import LOWEST_CEILING
+from foundation.evaluation.sampling import MIN_CRPS_SAMPLES, samples_needed
 from foundation.evaluation.statistics import percentile_interval, resample_counts
 
 FLOORS = ("zero", "mean")
@@ -53,6 +59,8 @@ METRICS = (
     ("pattern", "mse"),
 )
 """Axis and metric of the rows."""
+SAMPLING_METRICS = (("voxel", "crps"), ("voxel", "coverage90"))
+"""Axis and metric of the further rows of systems with samples, and of the floors beside them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +199,7 @@ def score(
     n_bootstraps: int = 1000,
     rng: np.random.Generator,
     protocol: str = "strict",
+    samples: Mapping[str, Float[np.ndarray, "_sample image voxel"]] | None = None,
 ) -> Scores:
     """Score systems against single trials and repeat means, voxelwise and patternwise, per ROI.
 
@@ -204,20 +213,26 @@ def score(
         Resamples of the images; 0 leaves the intervals undefined.
     protocol
         ``strict`` or ``chasm-legacy``: names how ``measured`` was prepared.
+    samples
+        Draws of single trials' responses from the predictive distribution, of those among the systems that have one;
+        each has its own number of samples.
 
     Returns
     -------
     scores
         Rows for every system, floor and ceiling, each ROI (``all``, the given families, and null rows for those of
         early, mid and higher that have no labels), axis, target and metric. Comparisons for every ordered pair of
-        systems, and of each system with the floors where both are defined.
+        systems, and of each system with the floors where both are defined. With samples, further rows of
+        `SAMPLING_METRICS` for these systems and the floors; a floor is a point mass, its CRPS the absolute error.
 
     Raises
     ------
     ValueError
-        If a prediction's shape isn't (n_images, n_voxels), a value isn't finite, or a name is taken.
+        If a prediction's shape isn't (n_images, n_voxels), a value isn't finite, a name is taken, or samples have no
+        prediction of their name.
     """
     _check(predictions, measured, training_mean)
+    _check_samples(samples or {}, predictions, measured)
     shape = (measured.n_images, measured.n_voxels)
     systems = {
         "zero": np.broadcast_to(np.zeros(1, dtype=np.float32), shape),
@@ -251,10 +266,7 @@ def score(
             notes += _low_ceiling_notes(target, against)
         for roi, system, (axis, metric) in product(dict.fromkeys((*rois, *FAMILIES)), (*systems, CEILING), METRICS):
             estimate = estimates.get((system, Key(roi, axis, metric)), UNDEFINED)
-            low, high = percentile_interval(estimate.samples)
-            n_images = measured.n_images if estimate.n_images is None else estimate.n_images
-            numbers = (_null(estimate.value), _null(low), _null(high), n_images, estimate.n_voxels)
-            rows.append(Row(system, measured.subject, roi, protocol, axis, target, metric, *numbers))
+            rows.append(_row(estimate, measured, system, roi, protocol, axis, target, metric))
         for (a, b, key), estimate in differences.items():
             test = "bootstrap over images" if key[1:] == ("voxel", "r") else "wilcoxon over images"
             low, high = percentile_interval(estimate.samples)
@@ -262,7 +274,26 @@ def score(
             comparisons.append(
                 Comparison(a, b, measured.subject, key.roi, key.axis, target, key.metric, *numbers, test)
             )
+    if samples:
+        target = "trial" if measured.trial_reason is None else "mean"
+        against = _target(measured, target, rois, counts)
+        sampled = {floor: estimate_point_mass(systems[floor], against) for floor in FLOORS}
+        sampled |= {name: estimate_sampling(drawn, against) for name, drawn in samples.items()}
+        places = product(("trial", "mean"), dict.fromkeys((*rois, *FAMILIES)), sampled, SAMPLING_METRICS)
+        for of, roi, system, (axis, metric) in places:
+            estimate = sampled[system].get(Key(roi, axis, metric), UNDEFINED) if of == target else UNDEFINED
+            rows.append(_row(estimate, measured, system, roi, protocol, axis, of, metric))
+        notes += _sampling_notes(samples, measured)
     return Scores(tuple(rows), tuple(comparisons), tuple(f"{measured.subject}: {note}" for note in notes))
+
+
+def _row(
+    estimate: Estimate, measured: Measured, system: str, roi: str, protocol: str, axis: str, target: str, metric: str
+) -> Row:
+    low, high = percentile_interval(estimate.samples)
+    n_images = measured.n_images if estimate.n_images is None else estimate.n_images
+    numbers = (_null(estimate.value), _null(low), _null(high), n_images, estimate.n_voxels)
+    return Row(system, measured.subject, roi, protocol, axis, target, metric, *numbers)
 
 
 def _target(measured: Measured, target: str, rois: dict[str, np.ndarray], counts: np.ndarray) -> Target:
@@ -295,6 +326,20 @@ def _low_ceiling_notes(target: str, against: Target) -> list[str]:
     ]
 
 
+def _sampling_notes(samples: Mapping[str, np.ndarray], measured: Measured) -> list[str]:
+    """How many samples there are, what they were compared with, and what so few don't allow."""
+    if measured.trial_reason is None:
+        notes = ["crps, coverage90, target mean: n/a, samples are of single trials"]
+    else:
+        notes = [f"crps, coverage90 against averages, which vary less than the trials sampled: {measured.trial_reason}"]
+    notes.append("coverage90 of zero and mean: n/a, a point mass has no interval")
+    for name, drawn in samples.items():
+        notes.append(f"samples of {name}: T = {len(drawn)}")
+        needs = (("crps", MIN_CRPS_SAMPLES), ("coverage90", samples_needed(COVERED)))
+        notes += [f"{m} of {name}: n/a, needs {n} samples, got {len(drawn)}" for m, n in needs if len(drawn) < n]
+    return notes
+
+
 def _null(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -313,3 +358,19 @@ def _check(predictions: Mapping[str, np.ndarray], measured: Measured, training_m
             raise ValueError(f"prediction of {name!r} for {measured.subject} holds NaN or infinite values")
     if training_mean.shape != expected[1:] or not np.isfinite(training_mean).all():
         raise ValueError(f"training_mean has shape {training_mean.shape}, expected finite values of {expected[1:]}")
+
+
+def _check_samples(
+    samples: Mapping[str, np.ndarray], predictions: Mapping[str, np.ndarray], measured: Measured
+) -> None:
+    expected = (measured.n_images, measured.n_voxels)
+    for name, drawn in samples.items():
+        if name not in predictions:
+            raise ValueError(f"samples of {name!r} stand without a prediction; add one, such as the samples' mean")
+        if drawn.shape[1:] != expected:
+            raise ValueError(
+                f"samples of {name!r} for {measured.subject} are {drawn.shape}, expected (sample, image, voxel) with "
+                f"(image, voxel) {expected}"
+            )
+        if not all(np.isfinite(one).all() for one in drawn):
+            raise ValueError(f"samples of {name!r} for {measured.subject} hold NaN or infinite values")

@@ -28,6 +28,13 @@ LEGEND = (
     "[ ]: 95 % bootstrap interval over images.\n"
     "Floors: zero predicts 0; mean predicts the training images' mean. ceiling: what the measured repeats allow."
 )
+SAMPLING_LEGEND = (
+    "CRPS: fair, mean over voxels and images, in the responses' unit; lower is better, and of a floor it is the "
+    "absolute error. coverage 90 %: targets inside the samples' central 90 % interval; .900 if the spread is right. "
+    "[ ]: 95 % bootstrap interval over images."
+).replace("[", "\\[")
+SAMPLED = {"crps": "CRPS", "coverage90": "coverage 90 %"}
+"""Metrics of sampling systems and the headings of their columns."""
 WIDTH = 132
 """Columns that the table needs; print it to a console that is at least so wide."""
 _OF_ONE_ROI = re.compile(r"r2_ceiling, target \w+, roi (?!all:)")
@@ -102,6 +109,40 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
             _plain(rows[*place, "mean", "voxel", "r2_ceiling"]),
             *(_difference(differences.get((*place, other, metric))) for other, metric, _ in versus),
         )
+        section = place[:2]
+    return table
+
+
+def sampling_table(scores: Scores) -> Table | None:
+    """A table row per subject, ROI and system with samples, beside the floors; None where nothing was sampled."""
+    rows = {
+        (r.subject, r.roi, r.system, r.metric): r for r in scores.rows if r.metric in SAMPLED and r.value is not None
+    }
+    if not rows:
+        return None
+    protocol = scores.rows[0].protocol
+    table = Table(
+        title=f"Scores of samples, protocol {protocol}",
+        caption=SAMPLING_LEGEND,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+    )
+    for heading in ("subject", "ROI", "system", "target"):
+        table.add_column(heading)
+    for heading in SAMPLED.values():
+        table.add_column(heading, justify="right")
+    section: tuple[str, ...] = ()
+    for place in _places(scores.rows):
+        found = [rows.get((*place, metric)) for metric in SAMPLED]
+        target = next((row.target for row in found if row is not None), None)
+        if target is None:
+            continue
+        if section and section != place[:2]:
+            table.add_section()
+        leading = place[:2] if section != place[:2] else ("", "")
+        table.add_row(*leading, place[2], target, *("n/a" if row is None else _cell(row) for row in found))
         section = place[:2]
     return table
 
@@ -185,6 +226,9 @@ def _number(value: float | None) -> str:
 
 
 def print_scores(scores: Scores) -> None:
-    """Print the table, at its full width even where output goes to a file or a narrow terminal."""
-    console = Console()
-    Console(width=max(console.width, WIDTH)).print(score_table(scores))
+    """Print the tables, at their full width even where output goes to a file or a narrow terminal."""
+    console = Console(width=max(Console().width, WIDTH))
+    console.print(score_table(scores))
+    sampled = sampling_table(scores)
+    if sampled is not None:
+        console.print(sampled)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.noise_ceiling import ncsnr, noise_ceiling
 from data.preprocess import (
     MIN_TRIALS,
     Preprocessing,
@@ -17,6 +18,7 @@ from data.preprocess import (
     standardise,
     standardised_trials,
     standardised_voxels,
+    training_reliability,
 )
 from data.preprocess import test_trials as trials_of_test_images
 from data.splits import split_images, split_of
@@ -309,3 +311,61 @@ def test_a_part_that_was_not_seen_is_refused(remade):
         samples(subject, everything, "validation", n_sessions=2)
     with pytest.raises(ValueError, match="subj01 saw no test image; it can't be scored"):
         trials_of_test_images(subject, everything)
+
+
+# -- reliability -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_sessions", [None, 2])
+def test_reliability_is_the_single_trial_ceiling_of_training_repeats(remade, n_sessions):
+    subject, split = remade()
+    every = standardised_trials(subject, split, n_sessions=n_sessions)
+    train = split.select(subject.image, "train") & (subject.session <= (n_sessions or N_SESSIONS))
+    expected = noise_ceiling(ncsnr(every.responses[train], every.image[train]), np.ones(1, int))
+    reliability, reason = training_reliability(subject, split, n_sessions=n_sessions)
+    assert reliability is not None, reason
+    np.testing.assert_array_equal(reliability, expected)
+    assert (reliability > 0).any()
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+@pytest.mark.parametrize("later_sessions", ["session", "first-n"])
+def test_permuted_held_out_responses_leave_the_reliability(remade, part, later_sessions):
+    def change(responses, parts, session):
+        held_out = np.flatnonzero(parts == part)
+        responses[held_out] = 9 * responses[np.random.default_rng(1).permutation(held_out)]
+        return responses
+
+    preprocessing = Preprocessing(later_sessions=later_sessions)
+    (plain, split), (changed, _) = remade(), remade(change)
+    for n_sessions in (None, 2):
+        before, after = (
+            training_reliability(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)[0]
+            for subject in (plain, changed)
+        )
+        np.testing.assert_array_equal(after, before)
+    before, after = (ncsnr(s.responses(), s.image) for s in (plain, changed))
+    assert not np.array_equal(after, before)  # the change is one that an estimate from all trials would see
+
+
+def test_later_sessions_leave_the_reliability_of_the_first_n(remade):
+    def change(responses, parts, session):
+        responses[session > 2] *= np.random.default_rng(1).normal(size=responses[session > 2].shape)
+        return responses
+
+    (plain, split), (changed, _) = remade(), remade(change)
+    before, after = (training_reliability(subject, split, n_sessions=2)[0] for subject in (plain, changed))
+    np.testing.assert_array_equal(after, before)
+
+
+def test_without_training_repeats_there_is_no_reliability_but_a_reason(remade):
+    subject, split = remade()
+    assert training_reliability(subject, split, n_sessions=1) == (
+        None,
+        "subj01 saw no training image twice in the first 1 sessions",
+    )
+    averaged, split = remade(n_averaged=np.full(120, 4, np.float32), upstream_preprocessing="averaged")
+    assert training_reliability(averaged, split) == (
+        None,
+        "subj01 came averaged over repeats, so their noise can't be told",
+    )

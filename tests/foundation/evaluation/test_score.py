@@ -3,11 +3,13 @@
 import json
 from dataclasses import fields, replace
 
+import jaxtyping
 import numpy as np
 import pytest
 
 from data.noise_ceiling import ncsnr, noise_ceiling
 from foundation.evaluation.metrics import mse, patternwise_r, voxelwise_r
+from foundation.evaluation.sampling import coverage, crps
 from foundation.evaluation.score import Measured, Row, Scores, merge_scores, score
 from foundation.evaluation.statistics import paired_wilcoxon
 
@@ -233,6 +235,101 @@ def test_voxels_with_too_low_a_ceiling_are_counted_in_the_notes():
     n_low = 8 + int((ceiling[8:] < 0.01).sum())
     assert row(scores, "model", "voxel", "mean", "r2_ceiling").n_voxels == 90 - n_low
     assert any(f"target mean, roi all: {n_low} of 90 voxels left out" in note for note in scores.notes)
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def draws(signal: np.ndarray, m: int, *, sd: float = 1.0, seed: int = 9) -> np.ndarray:
+    return (signal + sd * np.random.default_rng(seed).standard_normal((m, *signal.shape))).astype(np.float32)
+
+
+def test_samples_add_rows_and_leave_the_others():
+    measured, signal = world()
+    systems = {"model": signal, "ridge": noisy(signal, 1)}
+    plain, sampled = run(systems, measured), run(systems, measured, samples={"model": draws(signal, 20)})
+    assert sampled.rows[: len(plain.rows)] == plain.rows
+    assert sampled.comparisons == plain.comparisons
+    keys = [(r.system, r.roi, r.axis, r.target, r.metric) for r in sampled.rows]
+    assert len(set(keys)) == len(keys) == len(plain.rows) + 3 * 4 * 2 * 2
+    added = sampled.rows[len(plain.rows) :]
+    assert {r.system for r in added} == {"zero", "mean", "model"}
+    assert {(r.axis, r.metric) for r in added} == {("voxel", "crps"), ("voxel", "coverage90")}
+    assert {r.target for r in added if r.value is not None} == {"trial"}
+    for r in added:
+        assert r.value is None or r.low < r.value < r.high
+    assert "subj01: samples of model: T = 20" in sampled.notes
+
+
+@pytest.mark.parametrize("roi", ["all", "mid"])
+def test_sampling_rows_average_over_trials_and_voxels(roi):
+    measured, signal = world(n_voxels=300)  # several blocks of voxels
+    drawn, inside = draws(signal, 25), np.ones(300, bool) if roi == "all" else np.arange(300) % 3 == 1
+    scores = run({"model": signal}, measured, samples={"model": drawn})
+    x, y = drawn[:, measured.image][:, :, inside], measured.trials[:, inside]
+    mean = np.linspace(-0.1, 0.1, 300)[inside]
+    expected = {
+        ("model", "crps"): crps(x, y).mean(),
+        ("model", "coverage90"): coverage(x, y, level=0.9).mean(),
+        ("zero", "crps"): np.abs(y).mean(),
+        ("mean", "crps"): np.abs(y - mean).mean(),
+    }
+    for (system, metric), value in expected.items():
+        found = row(scores, system, "voxel", "trial", metric, roi)
+        assert found.value == pytest.approx(value, rel=1e-5)
+        assert (found.n_images, found.n_voxels) == (60, inside.sum())
+    assert row(scores, "zero", "voxel", "trial", "coverage90", roi).value is None
+
+
+def test_draws_of_the_truth_are_calibrated_and_beat_a_point_and_the_floors():
+    measured, signal = world(n_images=200, n_voxels=300)
+    samples = {"true": draws(signal, 40), "narrow": draws(signal, 30, sd=0.5)}
+    scores = run({"true": signal, "narrow": signal}, measured, samples=samples)
+    assert row(scores, "true", "voxel", "trial", "coverage90").value == pytest.approx(0.9, abs=0.01)
+    assert row(scores, "narrow", "voxel", "trial", "coverage90").value < 0.65
+    score_of = {s: row(scores, s, "voxel", "trial", "crps").value for s in ("true", "narrow", "mean")}
+    assert score_of["true"] == pytest.approx(1 / np.sqrt(np.pi), abs=0.01)  # of standard normal noise
+    assert score_of["true"] < score_of["narrow"] < np.sqrt(2 / np.pi) < score_of["mean"]
+
+
+@pytest.mark.parametrize(("m", "undefined"), [(1, {"crps", "coverage90"}), (18, {"coverage90"}), (19, set())])
+def test_too_few_samples_are_null_rows_with_a_reason(m, undefined):
+    measured, signal = world()
+    scores = run({"model": signal}, measured, samples={"model": draws(signal, m)})
+    for metric, needed in (("crps", 2), ("coverage90", 19)):
+        assert (row(scores, "model", "voxel", "trial", metric).value is None) == (metric in undefined)
+        told = f"subj01: {metric} of model: n/a, needs {needed} samples, got {m}" in scores.notes
+        assert told == (metric in undefined)
+
+
+def test_samples_meet_averages_where_there_are_no_trials_and_a_note_says_so():
+    measured, signal = world(n_repeats=1, ceiling=None, ceiling_reason="averaged", trial_reason="averaged upstream")
+    scores = run({"model": signal}, measured, samples={"model": draws(signal, 20)})
+    for metric in ("crps", "coverage90"):
+        assert row(scores, "model", "voxel", "trial", metric).value is None
+        assert row(scores, "model", "voxel", "mean", metric).value is not None
+    assert any("crps, coverage90 against averages" in n and "averaged upstream" in n for n in scores.notes)
+
+
+def test_sampling_rows_of_families_without_voxels_are_null():
+    measured, signal = world(families={"early": np.zeros(90, dtype=bool)})
+    scores = run({"model": signal}, measured, samples={"model": draws(signal, 20)})
+    for roi in ("early", "mid"):
+        assert row(scores, "model", "voxel", "trial", "crps", roi).value is None
+
+
+def test_samples_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production, where shapes aren't checked
+    measured, signal = world()
+    with pytest.raises(ValueError, match="'other' stand without a prediction"):
+        run({"model": signal}, measured, samples={"other": draws(signal, 3)})
+    with pytest.raises(ValueError, match=r"\(3, 60, 80\), expected \(sample, image, voxel\)"):
+        run({"model": signal}, measured, samples={"model": draws(signal, 3)[:, :, :80]})
+    with pytest.raises(ValueError, match="'model' for subj01 hold NaN"):
+        run({"model": signal}, measured, samples={"model": np.full((3, *signal.shape), np.nan)})
+
+
+# -- together ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_generator_gives_the_same_table():

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from foundation.evaluation.score import Measured, Scores, merge_scores, score
-from foundation.evaluation.table import WIDTH, score_table, write_rows_json
+from foundation.evaluation.table import WIDTH, print_scores, sampling_table, score_table, write_rows_json
 
 
-def scores(*, subject="subj01", protocol="strict", labels=True, names=("ridge", "manybrains")) -> Scores:
+def scores(*, subject="subj01", protocol="strict", labels=True, names=("ridge", "manybrains"), n_samples=0) -> Scores:
     rng = np.random.default_rng(0)
     n_images, n_voxels = 30, 24
     signal = rng.standard_normal((n_images, n_voxels)).astype(np.float32)
@@ -29,7 +29,12 @@ def scores(*, subject="subj01", protocol="strict", labels=True, names=("ridge", 
         normalisation="session-standardised",
     )
     predictions = {name: signal + i + 1 for i, name in enumerate(names)}
-    return score(predictions, measured, training_mean=np.zeros(n_voxels), n_bootstraps=50, rng=rng, protocol=protocol)
+    noise = np.random.default_rng(1).standard_normal((n_samples, n_images, n_voxels))
+    samples = {"manybrains": signal + 2 * noise} if n_samples else None
+    mean = np.zeros(n_voxels)
+    return score(
+        predictions, measured, training_mean=mean, n_bootstraps=50, rng=rng, protocol=protocol, samples=samples
+    )
 
 
 def lines(table, width: int) -> list[str]:
@@ -74,6 +79,33 @@ def test_the_legacy_protocol_warns_and_protocols_do_not_mix():
 
 def test_without_the_reference_there_is_no_column_for_it():
     assert "Δr" not in "\n".join(lines(score_table(scores(names=("manybrains",))), 120)).split("Protocol:")[0]
+
+
+def test_samples_have_a_table_of_their_own_beside_the_floors():
+    table = sampling_table(scores(n_samples=20))
+    assert table is not None
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["ROI"] == ["all", "", "", "early", "", "", "mid", "", "", "higher", "", ""]
+    assert cells["system"] == ["zero", "mean", "manybrains"] * 4
+    assert set(cells["target"]) == {"trial"}
+    assert [cell == "n/a" for cell in cells["coverage 90 %"]] == [True, True, False] * 4
+    assert all("[" in str(cell) for cell in cells["CRPS"])
+    printed = lines(table, WIDTH)
+    assert max(map(len, printed)) <= WIDTH
+    for word in ("protocol strict", "[ ]: 95 %", "absolute error"):
+        assert word in " ".join(" ".join(printed).split())
+
+
+def test_samples_leave_the_score_table_and_without_them_there_is_one_table(capsys):
+    plain, sampled = scores(), scores(n_samples=20)
+    assert sampling_table(plain) is None
+    assert [list(c.cells) for c in score_table(plain).columns] == [list(c.cells) for c in score_table(sampled).columns]
+    print_scores(plain)
+    assert "CRPS" not in capsys.readouterr().out
+    print_scores(sampled)
+    printed = capsys.readouterr().out
+    assert printed.index("voxel r") < printed.index("CRPS")
+    assert "samples of manybrains: T = 20" in printed
 
 
 def test_the_json_file_holds_the_rows_with_null(tmp_path):
