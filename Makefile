@@ -46,7 +46,7 @@ clean:  ## remove .venv, caches and build outputs; stores, checkpoints and runs 
 
 # pip's whole output goes to a log; on the terminal, the large downloads and, if it fails, the end of the log.
 define install
-@echo "Installing $(1) into $(VENV); the first time this takes a few minutes and about 3 GB. Log: $(VENV)/install.log"
+@echo "Installing $(1) into $(VENV); the first time this takes a few minutes and 3 to 4 GB. Log: $(VENV)/install.log"
 @set -o pipefail; \
 $(BIN)/pip install -e '$(1)' 2>&1 | tee $(VENV)/install.log | sed -unE \
 	-e '/(Downloading|Using cached|Processing).*\.whl.*MB\)/{s/.*(Downloading|Using cached|Processing) ([^ ]*\/)?/  /;s/-cp3[^ ]*|-py[23][^ ]*/ /;p}' \
@@ -58,8 +58,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	$(call install,.)
 	@touch $@
 
+# mamba-ssm without its CUDA extension, for the test that compares our scan with its Triton kernels, interpreted on the
+# CPU. Not in the dev extra: it builds against the torch that is installed, and most of what it depends on is for GPUs.
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	$(call install,.[dev])
+	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/pip install --quiet --no-build-isolation --no-deps 'mamba-ssm>=2.2.5,<3' \
+	  || echo "mamba-ssm can't be installed; the test of its kernels will skip" >&2
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/pip

@@ -5,14 +5,58 @@ it, so sequences of different lengths share a batch by padding on the left.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from foundation.config import MambaConfig
-from foundation.model.scan import chunked_scan
+from foundation.model.scan import selective_scan
+
+
+def causal_conv(
+    channels: Float[Tensor, "b l channel"], weight: Float[Tensor, "channel 1 tap"], bias: Float[Tensor, " channel"]
+) -> Float[Tensor, "b l channel"]:
+    """Return the depthwise convolution of each token with those before it.
+
+    As shifted multiply-adds, forward and backward: on a CPU torch's own is slower, and wants the channels first. The
+    product with the identity stores the taps side by side, where compiled loops would gather a transposed view.
+    """
+    taps = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device) @ weight.squeeze(1).T
+    return _CausalConv.apply(channels, taps, bias)
+
+
+class _CausalConv(torch.autograd.Function):
+    """channels (b l channel), taps (tap channel), oldest token first, bias (channel) -> mixed channels."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, channels: Tensor, taps: Tensor, bias: Tensor
+    ) -> Tensor:
+        n_tap, length = len(taps), channels.shape[1]
+        padded = F.pad(channels, (0, 0, n_tap - 1, 0))
+        ctx.save_for_backward(padded, taps)
+        mixed = bias
+        for i in range(n_tap):
+            mixed = torch.addcmul(mixed, padded[:, i : i + length], taps[i])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dmixed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        padded, taps = ctx.saved_tensors
+        n_tap, length = len(taps), dmixed.shape[1]
+        later = F.pad(dmixed, (0, 0, 0, n_tap - 1))
+        dchannels = dmixed * taps[-1]
+        for i in range(1, n_tap):
+            dchannels = torch.addcmul(dchannels, later[:, i : i + length], taps[-1 - i])
+        dtaps = torch.stack([(padded[:, i : i + length] * dmixed).sum((0, 1)) for i in range(n_tap)])
+        return dchannels, dtaps, dmixed.sum((0, 1))
 
 
 class Mamba2(nn.Module):
@@ -39,23 +83,35 @@ class Mamba2(nn.Module):
         self, tokens: Float[Tensor, "b l width"], real: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l width"]:
         """Mix along the sequence; `real` is False where a token is padding."""
-        n, length = self.config.d_state, tokens.shape[1]
+        n, bias = self.config.d_state, self.conv1d.bias
+        assert bias is not None
         z, xBC, dt = self.in_proj(tokens).split([self.inner, self.inner + 2 * n, self.heads], dim=-1)
-        xBC = F.silu(self.conv1d(xBC.mT)[..., :length].mT)
+        xBC = F.silu(causal_conv(xBC, self.conv1d.weight, bias))
         if real is not None:
             xBC = xBC * real[..., None]
         x, B, C = xBC.split([self.inner, n, n], dim=-1)
         x = x.unflatten(-1, (self.heads, self.config.headdim))
         dt = F.softplus(dt + self.dt_bias)
-        y, _ = chunked_scan(x, dt, -self.A_log.exp(), B, C, chunk_size=self.config.chunk_size)
+        y, _ = selective_scan(
+            x, dt, -self.A_log.exp(), B, C, backend=self.config.backend, chunk_size=self.config.chunk_size
+        )
         y = (y + self.D[:, None] * x).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(z)))
 
 
 class MambaStack(nn.Module):
-    """Pre-norm residual blocks and a last norm."""
+    """Pre-norm residual blocks and a last norm.
 
-    def __init__(self, width: int, n_layer: int, config: MambaConfig) -> None:
+    Parameters
+    ----------
+    bidirectional : scan each sequence in both directions with one set of weights, and average.
+    drop_path : in training, the share of images for which the last block is left out, and its branch scaled up for the
+        others; rises linearly over the blocks (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(
+        self, width: int, n_layer: int, config: MambaConfig, *, bidirectional: bool = False, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         mixers = [Mamba2(width, config) for _ in range(n_layer)]
         with torch.no_grad():  # residual branches start small, as in GPT-2
@@ -64,6 +120,8 @@ class MambaStack(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(n_layer))
         self.mixers = nn.ModuleList(mixers)
         self.last_norm = nn.RMSNorm(width)
+        self.bidirectional = bidirectional
+        self.drop_rates = [drop_path * (i + 1) / n_layer for i in range(n_layer)]
 
     def forward(
         self,
@@ -74,10 +132,17 @@ class MambaStack(nn.Module):
     ) -> Float[Tensor, "b l width"]:
         """Run the blocks; block i scans the tokens in the order ``orders[i % len(orders)]`` (permutations of l)."""
         for i, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
-            normed = norm(tokens)
-            if orders is None:
-                tokens = tokens + mixer(normed, real)
-            else:
-                order = orders[i % len(orders)]
-                tokens = tokens + mixer(normed[:, order])[:, order.argsort()]
+            order = None if orders is None else orders[i % len(orders)]
+            branch = self._mixed(mixer, norm(tokens), real, order)
+            kept = F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_rates[i], self.training)
+            tokens = tokens + branch * kept
         return self.last_norm(tokens)
+
+    def _mixed(self, mixer: nn.Module, tokens: Tensor, real: Tensor | None, order: Tensor | None) -> Tensor:
+        if order is not None:
+            tokens, real = tokens[:, order], None if real is None else real[:, order]
+        mixed = mixer(tokens, real)
+        if self.bidirectional:
+            back = mixer(tokens.flip(1), None if real is None else real.flip(1))
+            mixed = (mixed + back.flip(1)) / 2
+        return mixed if order is None else mixed[:, order.argsort()]
