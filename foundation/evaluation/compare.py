@@ -1,6 +1,6 @@
-"""A model beside ridge on the same subject, tokens, sessions and split; the one place that puts the pieces together."""
+"""Models beside baselines on the same subject, tokens, sessions and split; where the pieces are put together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -9,34 +9,11 @@ from data.audit import audit_fit
 from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
-from foundation.evaluation.baselines import fit_ridge, ridge_features
+from foundation.evaluation.baselines import BASELINES, predict
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.score import Scores, score
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.loop import predict_samples
-
-
-def features_of(
-    tokens: TokenReader, rows: Int[np.ndarray, " image"], *, batch: int = 256
-) -> Float32[np.ndarray, "image feature"]:
-    """Return the features that ridge sees of the images in `rows`."""
-    _, patch, _ = tokens.shape
-    side = round(patch**0.5)
-    parts = []
-    for start in range(0, len(rows), batch):
-        cls, patches = tokens.read(rows[start : start + batch])
-        parts.append(
-            ridge_features(cls.astype(np.float32), patches.astype(np.float32), grid=(side, side), pool=min(4, side))
-        )
-    return np.concatenate(parts).astype(np.float32)
-
-
-def ridge_prediction(
-    tokens: TokenReader, train: Samples, rows: Int[np.ndarray, " image"], *, seed: int
-) -> Float32[np.ndarray, "image voxel"]:
-    """Return what ridge, its penalty chosen per voxel by cross-validation within `train`, predicts for `rows`."""
-    model = fit_ridge(features_of(tokens, train.image), train.responses, seed=seed)
-    return model.predict(features_of(tokens, rows)).astype(np.float32)
 
 
 def model_prediction(
@@ -60,21 +37,37 @@ def score_subject(
     split: Split,
     *,
     pictures: dict[int, str],
+    baselines: Sequence[str] = ("ridge",),
     n_sessions: int | None = None,
     preprocessing: Preprocessing = Preprocessing(),
     seed: int = 0,
     n_bootstraps: int = 1000,
 ) -> Scores:
-    """Score models and ridge on a subject's test images, all with the same sessions to learn from.
+    """Score models and baselines on a subject's test images, all with the same sessions to learn from.
 
-    `pictures` are the store's (`PooledStore.picture_digests`), for the leakage audit, which comes before ridge is
-    fitted and may raise ValueError.
+    Parameters
+    ----------
+    pictures
+        The store's (`PooledStore.picture_digests`), for the leakage audit, which comes before a baseline is fitted.
+    baselines
+        Names of `foundation.evaluation.baselines.BASELINES`.
+
+    Raises
+    ------
+    ValueError
+        If the audit finds a leak, a baseline is unknown, or a model has a baseline's name.
     """
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"there is no baseline {', '.join(map(repr, unknown))}; there are {', '.join(BASELINES)}")
+    taken = [name for name in models if name in baselines]
+    if taken:
+        raise ValueError(f"a model can't be named {taken[0]!r} beside the baseline of that name; rename the model")
     measured, rows = measured_test(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
     train = samples(subject, split, "train", n_sessions=n_sessions, preprocessing=preprocessing)
     audit_fit(split.ids, split, {subject.name: train}, {}, parcels={}, pictures=pictures)
     predictions = {name: model_prediction(model, tokens, subject.name, rows) for name, model in models.items()}
-    predictions["ridge"] = ridge_prediction(tokens, train, rows, seed=seed)
+    predictions |= {name: predict(name, tokens, train, rows, seed=seed) for name in baselines}
     training_mean = train.responses.mean(0)
     rng = np.random.default_rng(seed)
     return score(predictions, measured, training_mean=training_mean, n_bootstraps=n_bootstraps, rng=rng)
@@ -103,7 +96,7 @@ def headline(scores: Scores, system: str = "manybrains") -> dict[str, float]:
         ours = row.system == system
         if row.system == "ceiling" and metric == "r2_ceiling":  # 1 by definition
             continue
-        if row.roi == "all" and (ours or row.system in ("ridge", "ceiling")):
+        if row.roi == "all" and (ours or row.system in (*BASELINES, "ceiling")):
             values.setdefault(f"test/{metric}" + ("" if ours else f"_{row.system}"), []).append(row.value)
         if ours and metric == "voxel_r":
             place = f"subject/{row.subject}" if row.roi == "all" else f"roi/{row.roi}"

@@ -1,4 +1,4 @@
-"""A model beside ridge on one subject: the same sessions for both, test images for neither."""
+"""Models beside baselines on one subject: the same sessions for all, test images for none."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from data.preprocess import Samples, samples, standardised_trials
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.evaluation import compare
-from foundation.evaluation.compare import features_of, headline, model_prediction, ridge_prediction, score_subject
+from foundation.evaluation.baselines import BASELINES, predict
+from foundation.evaluation.compare import headline, model_prediction, score_subject
 from foundation.evaluation.figures import bars_per_roi
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.metrics import voxelwise_r
@@ -51,11 +52,11 @@ def value(scores: Scores, system: str, metric: str = "r", *, target: str = "mean
 def test_ridge_learns_from_the_training_images_of_the_first_sessions_alone(store, monkeypatch):
     seen: list[Samples] = []
 
-    def spy(tokens, train: Samples, rows, *, seed: int):
+    def spy(name, tokens, train: Samples, rows, *, seed: int):
         seen.append(train)
-        return ridge_prediction(tokens, train, rows, seed=seed)
+        return predict(name, tokens, train, rows, seed=seed)
 
-    monkeypatch.setattr(compare, "ridge_prediction", spy)
+    monkeypatch.setattr(compare, "predict", spy)
     scored(store, {}, n_sessions=2)
     (train,) = seen
     subject, split = store.subject("subj05"), split_of(store)
@@ -66,14 +67,15 @@ def test_ridge_learns_from_the_training_images_of_the_first_sessions_alone(store
     np.testing.assert_allclose(train.responses[0], trials.responses[early & first].mean(0), rtol=1e-5)
 
 
-def test_later_sessions_test_and_validation_responses_do_not_reach_the_ridge_prediction(store, tmp_path):
+@pytest.mark.parametrize("name", BASELINES)
+def test_later_sessions_test_and_validation_responses_do_not_reach_a_baseline(store, tmp_path, name):
     make_tiny_store(tmp_path / "spoilt.zarr", spoilt=("validation", "test"))
     spoilt = PooledStore.open(tmp_path / "spoilt.zarr")
     rows = np.arange(5)
     found = []
     for one in (store, spoilt):
         train = samples(one.subject("subj05"), split_of(one), "train", n_sessions=1)
-        found.append(ridge_prediction(one.tokens(ENCODER), train, rows, seed=0))
+        found.append(predict(name, one.tokens(ENCODER), train, rows, seed=0))
     np.testing.assert_array_equal(*found)
 
 
@@ -83,7 +85,7 @@ def never(*_, **__):
 
 def test_what_ridge_learns_from_is_audited_before_it_is_fitted(store, monkeypatch):
     """A test picture stands among the training images, under another identity."""
-    monkeypatch.setattr(compare, "ridge_prediction", never)
+    monkeypatch.setattr(compare, "predict", never)
     split, image = split_of(store), store.subject("subj05").image
     train, test = (int(image[split.select(image, part)][0]) for part in ("train", "test"))
     message = rf"leakage audit: 1 found: images 'image0?{train}' \(train\) and 'image0?{test}' \(test\) are one picture"
@@ -92,7 +94,7 @@ def test_what_ridge_learns_from_is_audited_before_it_is_fitted(store, monkeypatc
 
 
 def test_samples_of_held_out_images_do_not_reach_ridge(store, monkeypatch):
-    monkeypatch.setattr(compare, "ridge_prediction", never)
+    monkeypatch.setattr(compare, "predict", never)
     given = samples(store.subject("subj05"), split_of(store), "test")
     monkeypatch.setattr(compare, "samples", lambda *_, **__: given)
     with pytest.raises(ValueError, match="leakage audit: 1 found: subj05: train samples show 8 images of another part"):
@@ -143,9 +145,18 @@ def test_a_models_prediction_is_its_forward_pass_in_the_order_of_the_rows(store,
     np.testing.assert_allclose(model_prediction(model, tokens, "subj05", rows), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_ridge_features_do_not_depend_on_the_batch(store):
-    tokens, rows = store.tokens(ENCODER), np.arange(11)
-    np.testing.assert_array_equal(features_of(tokens, rows, batch=4), features_of(tokens, rows))
+def test_baselines_stand_in_the_scores_by_their_names(store):
+    scores = scored(store, {}, baselines=("ridge", "spatial"))
+    assert {row.system for row in scores.rows} == {"ridge", "spatial", "zero", "mean", "ceiling"}
+
+
+def test_a_baseline_that_does_not_exist_or_whose_name_is_taken_is_refused(store, model):
+    with pytest.raises(
+        ValueError, match=r"there is no baseline 'lasso'; there are ridge, banded-ridge, cls-probe, spa"
+    ):
+        scored(store, {}, baselines=("ridge", "lasso"))
+    with pytest.raises(ValueError, match="a model can't be named 'ridge' beside the baseline of that name"):
+        scored(store, {"ridge": model})
 
 
 def test_the_test_trials_are_all_repeats_of_the_test_images_whatever_the_sessions(store):
@@ -201,7 +212,7 @@ def row(**given) -> Row:
     return Row(**(usual | given))
 
 
-def test_the_headline_is_means_over_subjects_with_ridge_and_ceiling_beside():
+def test_the_headline_is_means_over_subjects_with_baselines_and_ceiling_beside():
     rows = (
         row(value=0.5),
         row(subject="subj02", value=0.3),
@@ -215,6 +226,7 @@ def test_the_headline_is_means_over_subjects_with_ridge_and_ceiling_beside():
         row(target="trial", value=0.1),
         row(system="ridge", value=0.7),
         row(system="ridge", roi="early", value=0.6),
+        row(system="banded-ridge", value=0.75),
         row(system="ceiling", value=0.9),
         row(system="zero", metric="mse", value=1.0),
     )
@@ -224,6 +236,7 @@ def test_the_headline_is_means_over_subjects_with_ridge_and_ceiling_beside():
         "test/voxel_r/subject/subj02": 0.3,
         "test/voxel_r/roi/early": pytest.approx(0.8),
         "test/voxel_r_ridge": 0.7,
+        "test/voxel_r_banded-ridge": 0.75,
         "test/voxel_r_ceiling": 0.9,
         "test/pattern_r": 0.2,
         "test/mse": 0.8,
@@ -253,7 +266,7 @@ def test_ridge_recovers_more_with_more_sessions(store):
     found = []
     for n_sessions in (1, 3):
         train = samples(subject, split, "train", n_sessions=n_sessions)
-        found.append(voxelwise_r(ridge_prediction(tokens, train, rows, seed=0), truth).mean())
+        found.append(voxelwise_r(predict("ridge", tokens, train, rows, seed=0), truth).mean())
     assert found[0] < found[1]
 
 

@@ -1,4 +1,4 @@
-"""Ridge regression on the encoder's tokens: the baseline that a learned model has to beat.
+"""Ridge regression with a penalty per voxel.
 
 Per voxel ``v``, with features standardised on the training rows,
 
@@ -99,7 +99,7 @@ def fit_ridge(
         If the rows don't match, values aren't finite, an alpha isn't positive, or there are fewer images than folds.
     """
     grid = np.unique(np.asarray(alphas, dtype=np.float64))
-    folds = _folds(np.arange(len(features)) if image is None else image, n_folds=n_folds, seed=seed)
+    folds = image_folds(np.arange(len(features)) if image is None else image, n_folds=n_folds, seed=seed)
     if not len(features) == len(responses) == len(folds):
         raise ValueError(
             f"features have {len(features)} rows, responses {len(responses)}, image {len(folds)}; expected as many"
@@ -135,59 +135,8 @@ def fit_ridge(
     return LinearModel(mean, scale, model.coefficients, intercept, chosen)
 
 
-def ridge_features(
-    cls: Float[np.ndarray, "image depth width"],
-    patch: Float[np.ndarray, "image depth patch width"],
-    *,
-    grid: tuple[int, int],
-    pool: int = 4,
-) -> Float[np.ndarray, "image feature"]:
-    """The baseline's view of an image: the CLS tokens of all depths, then the patches averaged on a coarse grid.
-
-    Images don't mix, so that a data set too large for memory can be passed block by block.
-
-    Parameters
-    ----------
-    grid
-        Rows and columns of patches, in raster order.
-    pool
-        The patches are averaged in ``pool x pool`` cells. Where ``pool`` doesn't divide the grid, cells overlap by a
-        patch, as in adaptive average pooling.
-
-    Returns
-    -------
-    features
-        ``depth * width`` CLS values, then ``depth * pool^2 * width`` pooled ones (by depth, cell in raster order and
-        width), in the dtype of ``patch``.
-
-    Raises
-    ------
-    ValueError
-        If ``grid`` doesn't hold the patches, is smaller than ``pool``, or ``cls`` belongs to other images or depths.
-    """
-    n_images, n_depths, n_patches, _ = patch.shape
-    if grid[0] * grid[1] != n_patches:
-        raise ValueError(f"grid {grid} holds {grid[0] * grid[1]} patches but the tokens have {n_patches}")
-    if not 1 <= pool <= min(grid):
-        raise ValueError(f"pool is {pool}; a grid of {grid} patches can be pooled to 1 to {min(grid)} cells a side")
-    if cls.shape[:2] != (n_images, n_depths):
-        raise ValueError(f"cls has (image, depth) {cls.shape[:2]}, patch {patch.shape[:2]}; expected the same")
-    cells = np.kron(_pooling(grid[0], pool), _pooling(grid[1], pool)).astype(patch.dtype)
-    pooled = cells @ patch
-    return np.concatenate([cls.reshape(n_images, -1), pooled.reshape(n_images, -1)], axis=1).astype(patch.dtype)
-
-
-def _pooling(n_patches: int, n_cells: int) -> np.ndarray:
-    """Averages a line of patches in cells: "cell patch"."""
-    matrix = np.zeros((n_cells, n_patches))
-    for cell in range(n_cells):
-        inside = slice(cell * n_patches // n_cells, -(-(cell + 1) * n_patches // n_cells))
-        matrix[cell, inside] = 1 / (inside.stop - inside.start)
-    return matrix
-
-
-def _folds(image: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
-    """Fold of each row: images shuffled, then dealt out."""
+def image_folds(image: Int[np.ndarray, " row"], *, n_folds: int, seed: int) -> Int[np.ndarray, " row"]:
+    """Return the fold of each row: images shuffled, then dealt out, rows of one image together."""
     ids, index = np.unique(image, return_inverse=True)
     if not 2 <= n_folds <= len(ids):
         raise ValueError(f"n_folds is {n_folds}; {len(ids)} images allow 2 to {len(ids)}")
