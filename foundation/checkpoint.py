@@ -25,7 +25,7 @@ from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel, adapter_key
 
 FORMAT = "manybrains-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEYS = {"format_version", "kind", "token_shape", "backbone", "subjects", "made_from", "weights"}
 _LOG = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ def read_description(directory: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't describe a manybrains model")
     found = description.get("format_version")
+    if found == 1:
+        raise ValueError(f"{directory} has model format 1, of before the first release; train it again")
     if not isinstance(found, int) or found > FORMAT_VERSION:
         raise ValueError(
             f"{directory} has model format {found}; this manybrains reads up to {FORMAT_VERSION}: update it"
@@ -133,8 +135,13 @@ def _tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 def backbone_config(plain: dict[str, Any]) -> BackboneConfig:
     """Return the config that `dataclasses.asdict` and JSON turned into `plain`."""
-    named = {**plain, "scan_orders": tuple(plain["scan_orders"]), "mamba": MambaConfig(**plain["mamba"])}
-    return BackboneConfig(**named)
+    tuples = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+    return BackboneConfig(**{**plain, **tuples, "mamba": MambaConfig(**plain["mamba"])})
+
+
+def _sizes(config: BackboneConfig) -> BackboneConfig:
+    """Return the config without what changes neither parameters nor numbers."""
+    return dataclasses.replace(config, mamba=dataclasses.replace(config.mamba, backend="auto", chunk_size=1))
 
 
 def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
@@ -145,8 +152,17 @@ def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
     tensors = _tensors(directory)
     parcels = {name: tensors[f"{_prefix(name)}parcel"] for name in description["subjects"]}
     model = EncodingModel(TokenShape(**description["token_shape"]), backbone_config(description["backbone"]), parcels)
+    for name in description["subjects"]:
+        _make_room(model, name, tensors)
     model.load_state_dict(tensors)
     return model.eval(), description["made_from"]
+
+
+def _make_room(model: EncodingModel, subject: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Give the subject's adapter low-rank updates where `tensors` have them."""
+    found = [tensor for key, tensor in tensors.items() if key.startswith(f"{_prefix(subject)}lora.down.")]
+    if found:
+        model.add_lora(subject, len(found[0]))
 
 
 def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, Any]]:
@@ -160,10 +176,8 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     description = read_description(directory)
     if description["kind"] != "adapter":
         raise ValueError(f"{directory} holds a whole model, not an adapter; load it as a model")
-    if (TokenShape(**description["token_shape"]), backbone_config(description["backbone"])) != (
-        model.shape,
-        model.config,
-    ):
+    found = TokenShape(**description["token_shape"]), _sizes(backbone_config(description["backbone"]))
+    if found != (model.shape, _sizes(model.config)):
         raise ValueError(
             f"the adapter in {directory} is of a backbone with other sizes; load it into the one it came from"
         )
@@ -171,6 +185,7 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     (subject,) = description["subjects"]
     prefix = _prefix(subject)
     adapter = model.add_subject(subject, tensors[f"{prefix}parcel"])
+    _make_room(model, subject, tensors)
     adapter.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items()})
     return subject, description["made_from"]
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ScanOrder = Literal["raster", "reversed", "column", "column-reversed"]
+SpatialReadout = Literal["mean", "factorised", "gaussian"]
+Depths = Literal["all", "last"]
+RoiTarget = Literal["mean", "top-p", "reliability-weighted", "low-rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,40 +22,72 @@ class MambaConfig:
     """Inner width as a multiple of the width."""
     headdim: int = 32
     """Width P of a head."""
-    chunk_size: int = 64
-    """Tokens per chunk of the chunked scan; changes speed and memory only."""
+    chunk_size: int = 32
+    """Tokens per chunk of the scan, a power of two for mamba-ssm; changes speed and memory only."""
+    backend: Literal["auto", "reference", "chunked", "mamba-ssm"] = "auto"
+    """What computes the scan; auto: mamba-ssm on a GPU where it is installed, else chunked. Changes speed only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Everything that all subjects share."""
+    """Everything that all subjects share, and the sizes of what each of them owns (docs/model.md has the equations)."""
 
+    streams: tuple[Literal["cls", "patch"], ...] = ("cls", "patch")
+    """Streams of Stage 1; one alone is the model trained without the other."""
     width: int = 128
     """Width of both streams."""
     n_cls_layer: int = 2
     """Blocks of the CLS stream."""
     n_patch_layer: int = 4
     """Blocks of the patch stream."""
+    cls_depths: Depths = "all"
+    """Encoder depths whose CLS tokens the CLS stream scans; last: one token, as in the paper."""
+    patch_depths: Depths = "all"
+    """Encoder depths that a patch token is made of."""
+    token_budget: int | None = None
+    """Cells along a side to which the patch grid is averaged before the patch stream; None: all patches."""
     scan_orders: tuple[ScanOrder, ...] = ("raster", "reversed")
     """Orders in which the patch stream's blocks scan the grid, in turn."""
+    bidirectional: bool = False
+    """Let each block of the patch stream scan both ways."""
+    readout: SpatialReadout = "gaussian"
+    """How an ROI or voxel weighs places: the mean of all, a free map, or a Gaussian population receptive field."""
+    gate: Literal["image", "roi"] = "roi"
+    """What the share of the CLS stream depends on: the image alone (the paper), or image and ROI."""
+    n_gate: int = 16
+    """Width of the gate's trunk."""
+    n_contrast: int | None = None
+    """Dimensions in which image and measured ROIs are aligned by InfoNCE; None: they aren't."""
     n_encoder_layer: int = 1
     """Blocks of the Stage-2 encoder."""
     n_decoder_layer: int = 1
     """Blocks of the Stage-2 decoder."""
     n_query: int = 4
     """Query tokens of the holistic decoder."""
-    latent: int = 32
-    """Dimensions of the VAE's latent."""
+    latent: int | None = 32
+    """Dimensions of the VAE's latent; None: Stage 2 is deterministic."""
+    decoders: tuple[Literal["holistic", "residual"], ...] = ("holistic", "residual")
+    """Decoders of Stage 2: from shared response components, and from the voxel's own ROI."""
+    amplitude: bool = True
+    """Recover the amplitude: scale all voxels by a factor of the image."""
     n_component: int = 64
     """Response components that a voxel's embedding reads: the rank of the holistic readout."""
     n_local: int = 24
     """Patch channels that a voxel reads through its own receptive field."""
     n_residual: int = 8
     """Channels of the ROI token that a voxel's residual reads."""
-    n_gate: int = 16
-    """Width of the gate's trunk."""
+    n_linear_whole: int = 32
+    """Rank of the closed-form path from the whole image's tokens to voxels, at most."""
+    n_linear_field: int = 32
+    """Rank of the closed-form path from the patches in a voxel's field, at most."""
+    linear_grid: int = 4
+    """Cells along a side of the closed-form path's coarse grid, at most."""
     dropout: float = 0.1
     """Dropout on the streams' inputs."""
+    token_dropout: float = 0.0
+    """Dropout on the encoder's standardised tokens."""
+    drop_path: float = 0.0
+    """Share of images for which a stack's last block is left out in training; rises over the blocks."""
     mamba: MambaConfig = field(default_factory=MambaConfig)
     """The blocks."""
 
@@ -63,8 +98,15 @@ class LossConfig:
 
     roi: float = 0.5
     """Stage 1: mean squared error of the ROI values."""
+    roi_target: RoiTarget = "mean"
+    """What an ROI's value is of its voxels' responses; top-p: the mean of the highest 70 % of each trial, as in the
+    paper, biased upwards by noise."""
     pearson: float = 0.3
     """Stage 1: one minus the correlation over ROIs (the paper's gamma)."""
+    contrast: float = 0.1
+    """Stage 1: InfoNCE of image and measured ROIs (the paper's lambda), where the backbone has it."""
+    temperature: float = 0.1
+    """Temperature of InfoNCE."""
     kl: float = 0.001
     """Stage 2: Kullback-Leibler divergence of the latent from a standard normal (the paper's beta)."""
 
@@ -85,6 +127,9 @@ class OptimConfig:
     """Passes over the pooled training images."""
     batch_size: int = 32
     """Images per step over all workers."""
+    stage1_share: float | None = None
+    """Staged training: the share of the steps that train Stage 1 alone, after which it is frozen and Stage 2 trains;
+    None: both train jointly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +166,8 @@ class Recipe:
     """Objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and length."""
+    start: Literal["ridge", "random"] = "ridge"
+    """Start of the adapters: a closed-form path beside the network, its fields handed to the network; or neither."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     keep_checkpoints: int = 2

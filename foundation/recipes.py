@@ -1,6 +1,6 @@
 """Named whole runs; anything in them can be overridden on the command line."""
 
-from foundation.config import BackboneConfig, DataConfig, OptimConfig, Recipe
+from foundation.config import BackboneConfig, DataConfig, LossConfig, MambaConfig, OptimConfig, Recipe
 
 RECIPES = {
     recipe.name: recipe
@@ -9,6 +9,49 @@ RECIPES = {
         Recipe(
             name="phantom-standard",
             data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
+        ),
+        Recipe(
+            name="base",
+            data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
+            backbone=BackboneConfig(
+                width=96,
+                n_cls_layer=1,
+                n_patch_layer=2,
+                token_budget=8,
+                scan_orders=("raster", "reversed", "column", "column-reversed"),
+                n_component=32,
+                n_local=12,
+                n_residual=4,
+                n_linear_whole=12,
+                n_linear_field=20,
+                token_dropout=0.2,
+            ),
+            optim=OptimConfig(lr=1.5e-3, weight_decay=0.1, epochs=10),
+        ),
+        Recipe(
+            name="chasm",  # the paper's architecture as told; what differs is in docs/model.md
+            data=DataConfig(phantom="standard", subjects=("1", "2", "7"), parcels="sequential:30"),
+            backbone=BackboneConfig(
+                width=512,
+                n_cls_layer=2,
+                n_patch_layer=4,
+                cls_depths="last",
+                patch_depths="last",
+                scan_orders=("raster",),
+                readout="mean",
+                gate="image",
+                n_gate=1024,
+                n_contrast=512,
+                n_encoder_layer=2,
+                n_decoder_layer=2,
+                latent=128,
+                n_component=128,
+                n_local=1,
+                mamba=MambaConfig(d_state=16, d_conv=4, expand=2, headdim=64),
+            ),
+            loss=LossConfig(roi=1.0, roi_target="top-p", pearson=0.3, contrast=0.1, kl=0.001),
+            optim=OptimConfig(lr=3e-4, stage1_share=0.5, epochs=20),
+            start="random",
         ),
         Recipe(
             name="v4",  # recordings of macaque V4 (tests/recordings/v4.json), 256 patches of a ViT-S/14

@@ -15,13 +15,13 @@ Legend: `b` rows (trials or repeat means), `voxel` one subject's, `roi` its ROIs
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-RoiTarget = Literal["mean", "top-p", "reliability-weighted", "low-rank"]
+from foundation.config import RoiTarget
+
 TOP_P = 0.7
 EXPLAINED = 0.5
 """Half: on noisy trials, the axes beyond it hold mostly noise, and with 0.8 the target is the plain mean again."""

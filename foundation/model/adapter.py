@@ -1,6 +1,6 @@
-"""What a subject owns: the readouts of its ROIs and voxels, each through its own population receptive field.
+"""What a subject owns: readouts of its ROIs and voxels, a closed-form path from the tokens, and what is left as noise.
 
-Everything here is per subject and light: a voxel has ``n_component + n_local + n_residual + 4`` numbers.
+Everything here is per subject and light: `Adapter.n_numbers` counts it, closed-form parts included.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from foundation.config import BackboneConfig
-from foundation.model.dual_stream import Streams, gaussian_field
-
-INITIAL_SIZE = 0.25
+from foundation.model.dual_stream import Streams
+from foundation.model.linear_path import LinearFeatures, LinearPath, LinearShape
+from foundation.model.lora import LowRankUpdate
+from foundation.model.spatial import CandidateFields, Field, make_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +36,46 @@ class Adapter(nn.Module):
     Parameters
     ----------
     parcel : ROI of each voxel, 0 to n_roi - 1, each ROI with a voxel at least.
+    side : cells along a side of the patch stream's grid.
+    linear : sizes of the closed-form path.
     """
 
     parcel: Tensor
-    roi_size: Tensor
+    target_weight: Tensor
+    network_share: Tensor
+    noise_sd: Tensor
+    lora: LowRankUpdate | None
 
-    def __init__(self, parcel: Int64[Tensor, " voxel"], side: int, config: BackboneConfig) -> None:
+    def __init__(self, parcel: Int64[Tensor, " voxel"], side: int, linear: LinearShape, config: BackboneConfig) -> None:
         super().__init__()
         n_voxel, n_roi, width = len(parcel), int(parcel.max()) + 1, config.width
-        self.side = side
+        self.config = config
         self.register_buffer("parcel", parcel.clone())
-        self.register_buffer("roi_size", torch.bincount(parcel, minlength=n_roi).float())
-        self.roi_cls = nn.Parameter(torch.randn(n_roi, width) / width)
-        self.roi_patch = nn.Parameter(torch.randn(n_roi, width) / width)
+        self.register_buffer("target_weight", 1 / torch.bincount(parcel)[parcel].float())
+        if "cls" in config.streams:
+            self.roi_cls = nn.Parameter(torch.randn(n_roi, width) / width)
+        if "patch" in config.streams:
+            self.roi_patch = nn.Parameter(torch.randn(n_roi, width) / width)
+            self.roi_field: Field = make_field(config.readout, n_roi, side)
         self.roi_bias = nn.Parameter(torch.zeros(2, n_roi))
-        self.roi_place = nn.Parameter(torch.full((n_roi, 2), 0.5))
-        self.roi_log_size = nn.Parameter(torch.full((n_roi,), INITIAL_SIZE).log())
-        self.roi_gate = nn.Parameter(torch.zeros(n_roi, config.n_gate))
-        self.roi_gate_bias = nn.Parameter(torch.zeros(n_roi))
+        if config.gate == "roi" and len(config.streams) == 2:
+            self.roi_gate = nn.Parameter(torch.zeros(n_roi, config.n_gate))
+            self.roi_gate_bias = nn.Parameter(torch.zeros(n_roi))
+        if config.n_contrast is not None:
+            self.roi_align = nn.Parameter(torch.randn(n_roi, width) / n_roi**0.5)
         self.roi_embedding = nn.Parameter(0.02 * torch.randn(n_roi, width))
-        self.voxel_component = nn.Parameter(torch.randn(n_voxel, config.n_component) / config.n_component)
-        self.voxel_local = nn.Parameter(torch.randn(n_voxel, config.n_local) / config.n_local)
-        self.voxel_residual = nn.Parameter(torch.zeros(n_voxel, config.n_residual))
+        if "holistic" in config.decoders:
+            self.voxel_component = nn.Parameter(torch.randn(n_voxel, config.n_component) / config.n_component)
+            if "patch" in config.streams:
+                self.voxel_local = nn.Parameter(torch.randn(n_voxel, config.n_local) / config.n_local)
+                self.voxel_field: Field = make_field(config.readout, n_voxel, side)
+        if "residual" in config.decoders:
+            self.voxel_residual = nn.Parameter(torch.zeros(n_voxel, config.n_residual))
         self.voxel_bias = nn.Parameter(torch.zeros(n_voxel))
-        self.voxel_place = nn.Parameter(torch.full((n_voxel, 2), 0.5))
-        self.voxel_log_size = nn.Parameter(torch.full((n_voxel,), INITIAL_SIZE).log())
+        self.linear = LinearPath(n_voxel, linear)
+        self.register_buffer("network_share", torch.ones(n_voxel))
+        self.register_buffer("noise_sd", torch.full((n_voxel,), torch.nan))
+        self.lora = None
 
     @property
     def n_voxel(self) -> int:
@@ -69,33 +85,68 @@ class Adapter(nn.Module):
     @property
     def n_roi(self) -> int:
         """Number of ROIs."""
-        return len(self.roi_size)
+        return len(self.roi_embedding)
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers that are saved, closed-form parts and bookkeeping included."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
 
     def roi_means(self, responses: Float[Tensor, "b voxel"]) -> Float[Tensor, "b roi"]:
-        """Return Stage 1's targets: the mean response of each ROI's voxels."""
-        total = responses.new_zeros(len(responses), self.n_roi).index_add(1, self.parcel, responses)
-        return total / self.roi_size
+        """Return the mean response of each ROI's voxels."""
+        sums = responses.new_zeros(len(responses), self.n_roi).index_add(1, self.parcel, responses)
+        return sums / torch.bincount(self.parcel)
+
+    def place_fields(
+        self, candidates: CandidateFields, *, voxel: Int64[Tensor, " voxel"] | None, roi: Int64[Tensor, " roi"] | None
+    ) -> None:
+        """Let ROIs and voxels see through the candidates that are told; None leaves their fields as they are."""
+        if "patch" not in self.config.streams:
+            return
+        if roi is not None:
+            self.roi_field.choose(candidates, roi)
+        if voxel is not None and "holistic" in self.config.decoders:
+            self.voxel_field.choose(candidates, voxel)
 
     def roi_values(self, streams: Streams) -> RoiValues:
-        """Read the ROIs from both streams, and mix them by a gate of their own."""
-        field = gaussian_field(self.roi_place, self.roi_log_size, self.side)
-        where = (torch.einsum("kp,bpw->bkw", field, streams.patch) * self.roi_patch).sum(-1)
-        share = torch.sigmoid(streams.gate @ self.roi_gate.T + self.roi_gate_bias)
-        what = streams.cls @ self.roi_cls.T
-        return RoiValues(cls=what + self.roi_bias[0], patch=where + self.roi_bias[1], share=share)
+        """Read the ROIs from both streams, and mix them by a gate."""
+        zeros = streams.cls.new_zeros(len(streams), self.n_roi)
+        what = streams.cls @ self.roi_cls.T + self.roi_bias[0] if "cls" in self.config.streams else zeros
+        where = zeros
+        if "patch" in self.config.streams:
+            seen = torch.einsum("kp,bpw->bkw", self.roi_field(), streams.patch)
+            where = (seen * self.roi_patch).sum(-1) + self.roi_bias[1]
+        return RoiValues(cls=what, patch=where, share=self._share(streams) + zeros)
 
-    def holistic(self, components: Float[Tensor, "b component"]) -> Float[Tensor, "b voxel"]:
-        """Read the voxels from the shared response components."""
-        return components @ self.voxel_component.T + self.voxel_bias
+    def _share(self, streams: Streams) -> Float[Tensor, "b roi"] | Float[Tensor, "b 1"]:
+        if len(self.config.streams) == 1:
+            return streams.gate.new_full((len(streams), 1), float(self.config.streams == ("cls",)))
+        if self.config.gate == "image":
+            return torch.sigmoid(streams.gate)
+        return torch.sigmoid(streams.gate @ self.roi_gate.T + self.roi_gate_bias)
 
-    def local(
-        self,
-        roi: Float[Tensor, "b roi"],
-        local: Float[Tensor, "b patch local"],
-        residual: Float[Tensor, "b roi residual"],
+    def holistic(
+        self, components: Float[Tensor, "b component"], local: Float[Tensor, "b patch local"]
     ) -> Float[Tensor, "b voxel"]:
-        """Add to its ROI's value what a voxel sees through its receptive field and what its ROI token says."""
-        field = gaussian_field(self.voxel_place, self.voxel_log_size, self.side)
-        seen = torch.einsum("bpc,vp->bvc", local, field)
-        said = residual[:, self.parcel]
-        return roi[:, self.parcel] + (seen * self.voxel_local).sum(-1) + (said * self.voxel_residual).sum(-1)
+        """Read the voxels from the shared response components, and from the patches through their own fields."""
+        voxel = components @ self.voxel_component.T
+        if "patch" in self.config.streams:
+            seen = torch.einsum("bpc,vp->bvc", local, self.voxel_field())
+            voxel = voxel + (seen * self.voxel_local).sum(-1)
+        return voxel + self.voxel_bias
+
+    def residual(
+        self, roi: Float[Tensor, "b roi"], residual: Float[Tensor, "b roi residual"]
+    ) -> Float[Tensor, "b voxel"]:
+        """Add to its ROI's value what the ROI's token says of a voxel."""
+        said = residual[:, self.parcel] * self.voxel_residual
+        return roi[:, self.parcel] + said.sum(-1) + (0 if "holistic" in self.config.decoders else self.voxel_bias)
+
+    def mixed(self, network: Float[Tensor, "b voxel"], features: LinearFeatures) -> Float[Tensor, "b voxel"]:
+        """Return the network's prediction and that of the closed-form path, each with its share."""
+        return self.network_share * network + (1 - self.network_share) * self.linear(features)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the network predicts without the closed-form path."""
+        return bool((self.network_share == 1).all())

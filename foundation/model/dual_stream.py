@@ -1,7 +1,7 @@
-"""Stage 1, shared part: the CLS stream ("what"), the patch stream ("where") and the gate's trunk.
+"""Stage 1, shared part: the CLS stream ("what"), the patch stream ("where"), the gate's trunk and the alignment.
 
 The CLS stream scans the CLS tokens of several encoder depths, shallow to deep; the patch stream scans the grid, its
-tokens made of all depths at a place.
+tokens made of all depths at a place. A stream that the model is built without gives zeros.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foundation.config import BackboneConfig, ScanOrder
+from foundation.config import BackboneConfig, Depths, ScanOrder
 from foundation.model.mamba import MambaStack
 
 
@@ -34,7 +34,7 @@ class TokenShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """What both streams make of an image."""
+    """What both streams make of an image; `gate` is the gate's trunk, or its logit where an image has one gate."""
 
     cls: Float[Tensor, "b width"]
     patch: Float[Tensor, "b patch width"]
@@ -53,11 +53,40 @@ class Streams:
         return len(self.cls)
 
 
+def concatenated(streams: list[Streams]) -> Streams:
+    """Return the images of several, in order."""
+    return Streams(
+        cls=torch.cat([s.cls for s in streams]),
+        patch=torch.cat([s.patch for s in streams]),
+        gate=torch.cat([s.gate for s in streams]),
+    )
+
+
 def scan_order(order: ScanOrder, side: int) -> Int64[Tensor, " patch"]:
     """Return the permutation in which `order` visits a row-major grid."""
     grid = torch.arange(side * side).view(side, side)
     path = grid.T.flatten() if order.startswith("column") else grid.flatten()
     return path.flip(0) if order.endswith("reversed") else path
+
+
+def pool_grid(patch: Float[Tensor, "b depth patch width"], n_cells: int) -> Float[Tensor, "b depth cell width"]:
+    """Average a row-major square grid of patches in ``n_cells x n_cells`` cells; the grid itself where it is no finer.
+
+    Where `n_cells` doesn't divide the side, cells overlap by a patch (adaptive average pooling).
+    """
+    side = round(patch.shape[2] ** 0.5)
+    if n_cells >= side:
+        return patch
+    grid = patch.unflatten(2, (side, side))
+    if side % n_cells == 0:
+        size = side // n_cells
+        return grid.unflatten(3, (n_cells, size)).unflatten(2, (n_cells, size)).mean((3, 5)).flatten(2, 3)
+    cells = F.adaptive_avg_pool2d(grid.flatten(0, 1).permute(0, 3, 1, 2), n_cells)
+    return cells.flatten(2).mT.unflatten(0, patch.shape[:2])
+
+
+def _depths(kind: Depths, n_depth: int) -> slice:
+    return slice(n_depth) if kind == "all" else slice(n_depth - 1, n_depth)
 
 
 class DualStream(nn.Module):
@@ -72,20 +101,45 @@ class DualStream(nn.Module):
     def __init__(self, shape: TokenShape, config: BackboneConfig) -> None:
         super().__init__()
         width = config.width
+        if not config.streams:
+            raise ValueError("a model needs a stream: cls, patch or both")
+        self.config = config
+        self.side = min(shape.side, config.token_budget or shape.side)
+        self.cls_depths = _depths(config.cls_depths, shape.depth)
+        self.patch_depths = _depths(config.patch_depths, shape.depth)
+        n_cls_depth, n_patch_depth = (len(range(shape.depth)[s]) for s in (self.cls_depths, self.patch_depths))
         self.register_buffer("cls_mean", torch.zeros(shape.depth, shape.width))
         self.register_buffer("cls_sd", torch.ones(shape.depth, shape.width))
         self.register_buffer("patch_mean", torch.zeros(shape.depth, shape.width))
         self.register_buffer("patch_sd", torch.ones(shape.depth, shape.width))
-        self.cls_proj = nn.Linear(shape.width, width)
-        self.depth_embedding = nn.Parameter(0.02 * torch.randn(shape.depth, width))
-        self.cls_stack = MambaStack(width, config.n_cls_layer, config.mamba)
-        self.patch_proj = nn.Linear(shape.depth * shape.width, width)
-        self.position_embedding = nn.Parameter(0.02 * torch.randn(shape.patch, width))
-        self.patch_stack = MambaStack(width, config.n_patch_layer, config.mamba)
-        orders = torch.stack([scan_order(order, shape.side) for order in config.scan_orders])
+        if "cls" in config.streams:
+            self.cls_proj = nn.Linear(shape.width, width)
+            self.depth_embedding = nn.Parameter(0.02 * torch.randn(n_cls_depth, width))
+            self.cls_stack = MambaStack(width, config.n_cls_layer, config.mamba, drop_path=config.drop_path)
+        if "patch" in config.streams:
+            self.patch_proj = nn.Linear(n_patch_depth * shape.width, width)
+            self.position_embedding = nn.Parameter(0.02 * torch.randn(self.side**2, width))
+            self.patch_stack = MambaStack(
+                width,
+                config.n_patch_layer,
+                config.mamba,
+                bidirectional=config.bidirectional,
+                drop_path=config.drop_path,
+            )
+        orders = torch.stack([scan_order(order, self.side) for order in config.scan_orders])
         self.register_buffer("orders", orders, persistent=False)
-        self.gate_trunk = nn.Linear(2 * width, config.n_gate)
+        self.gate_trunk = nn.Sequential()
+        if len(config.streams) == 2:
+            self.gate_trunk.extend([nn.Linear(2 * width, config.n_gate), nn.Tanh()])
+            if config.gate == "image":
+                self.gate_trunk.append(nn.Linear(config.n_gate, 1))
         self.dropout = nn.Dropout(config.dropout)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        if config.n_contrast is not None:
+            self.align_image = nn.Sequential(
+                nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, config.n_contrast)
+            )
+            self.align_rois = nn.Sequential(nn.GELU(), nn.Linear(width, config.n_contrast))
 
     def set_statistics(self, cls: Float[Tensor, "n depth width"], patch: Float[Tensor, "n depth patch width"]) -> None:
         """Take mean and standard deviation of the tokens from these images, which must be training images."""
@@ -94,27 +148,23 @@ class DualStream(nn.Module):
         self.patch_mean.copy_(patch.mean((0, 2)))
         self.patch_sd.copy_(patch.std((0, 2), correction=0).clamp_min(1e-3))
 
+    def standardised(
+        self, cls: Float[Tensor, "b depth token"], patch: Float[Tensor, "b depth patch token"]
+    ) -> tuple[Float[Tensor, "b depth token"], Float[Tensor, "b depth patch token"]]:
+        """Return the tokens in units of the training images' standard deviations."""
+        return (cls - self.cls_mean) / self.cls_sd, (patch - self.patch_mean[:, None]) / self.patch_sd[:, None]
+
     def forward(self, cls: Float[Tensor, "b depth token"], patch: Float[Tensor, "b depth patch token"]) -> Streams:
         """Return both streams' outputs."""
-        cls = (cls - self.cls_mean) / self.cls_sd
-        patch = (patch - self.patch_mean[:, None]) / self.patch_sd[:, None]
-        what = self.dropout(self.cls_proj(cls) + self.depth_embedding)
-        what = self.cls_stack(what)[:, -1]
-        where = self.patch_proj(patch.transpose(1, 2).flatten(2)) + self.position_embedding
-        where = self.patch_stack(self.dropout(where), orders=self.orders)
-        gate = torch.tanh(self.gate_trunk(torch.cat([what, where.mean(1)], dim=-1)))
+        cls, patch = self.standardised(cls, pool_grid(patch, self.side))
+        what = cls.new_zeros(len(cls), self.config.width)
+        where = patch.new_zeros(len(patch), self.side**2, self.config.width)
+        if "cls" in self.config.streams:
+            tokens = self.cls_proj(self.token_dropout(cls[:, self.cls_depths])) + self.depth_embedding
+            what = self.cls_stack(self.dropout(tokens))[:, -1]
+        if "patch" in self.config.streams:
+            seen = self.token_dropout(patch[:, self.patch_depths]).transpose(1, 2).flatten(2)
+            tokens = self.patch_proj(seen) + self.position_embedding
+            where = self.patch_stack(self.dropout(tokens), orders=self.orders)
+        gate = self.gate_trunk(torch.cat([what, where.mean(1)], dim=-1))
         return Streams(cls=what, patch=where, gate=gate)
-
-
-def gaussian_field(
-    place: Float[Tensor, "unit 2"], log_size: Float[Tensor, " unit"], side: int
-) -> Float[Tensor, "unit patch"]:
-    """Return Gaussian population receptive fields over a row-major grid, each summing to 1 (Dumoulin & Wandell 2008).
-
-    `place` is (x, y) and `exp(log_size)` the standard deviation, both in fractions of the image's side.
-    """
-    centre = (torch.arange(side, device=place.device, dtype=place.dtype) + 0.5) / side
-    inverse = torch.exp(-2 * log_size)[:, None]
-    across = -0.5 * (centre - place[:, :1]) ** 2 * inverse
-    down = -0.5 * (centre - place[:, 1:]) ** 2 * inverse
-    return F.softmax((down[:, :, None] + across[:, None, :]).flatten(1), dim=-1)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from foundation.config import BackboneConfig
 from foundation.model.adapter import Adapter, RoiValues
-from foundation.model.dual_stream import DualStream, Streams, TokenShape
+from foundation.model.dual_stream import DualStream, Streams, TokenShape, concatenated
+from foundation.model.linear_path import LinearFeatures, LinearShape, linear_features
+from foundation.model.lora import LowRankUpdate
 from foundation.model.mamba_vae import Decoded, MambaVae
 
 
@@ -24,22 +27,23 @@ class SubjectOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """A forward pass over a mixed batch."""
+    """A forward pass over a mixed batch: the network's part of the prediction."""
 
     subjects: dict[str, SubjectOutput]
+    rows: dict[str, slice]
+    summary: Float[Tensor, "b twice_width"]
     mu: Float[Tensor, "b latent"]
     log_variance: Float[Tensor, "b latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelFeatures:
-    """What a subject's voxel readout sees; a voxel is linear in it once its receptive field is set."""
+    """What a subject's voxels are read from; ``voxel = gain * adapter.holistic(components, local) + offset``."""
 
     components: Float[Tensor, "b component"]
     local: Float[Tensor, "b patch local"]
     offset: Float[Tensor, "b voxel"]
-    holistic_gain: Float[Tensor, "b 1"]
-    local_gain: Float[Tensor, "b 1"]
+    gain: Float[Tensor, "b 1"]
 
 
 def adapter_key(subject: str) -> str:
@@ -49,7 +53,11 @@ def adapter_key(subject: str) -> str:
 
 
 class EncodingModel(nn.Module):
-    """A shared backbone (both streams and the Mamba-VAE) and adapters keyed by the subjects' names."""
+    """A shared backbone (both streams and the Mamba-VAE) and adapters keyed by the subjects' names.
+
+    Calling the model gives the network's prediction, which is what trains; `predict` gives the model's, the network
+    mixed with each subject's closed-form path.
+    """
 
     def __init__(
         self, shape: TokenShape, config: BackboneConfig, parcels: Mapping[str, Int64[Tensor, " voxel"]]
@@ -61,6 +69,8 @@ class EncodingModel(nn.Module):
         self.adapters = nn.ModuleDict()
         for name, parcel in parcels.items():
             self.add_subject(name, parcel)
+
+    # -- subjects ------------------------------------------------------------------------------------------------------
 
     @property
     def subjects(self) -> list[str]:
@@ -84,12 +94,51 @@ class EncodingModel(nn.Module):
 
     def add_subject(self, name: str, parcel: Int64[Tensor, " voxel"]) -> Adapter:
         """Give a subject a fresh adapter, in place of one it may have."""
-        self.adapters[adapter_key(name)] = Adapter(parcel, self.shape.side, self.config)
+        linear = LinearShape.of(
+            self.shape,
+            grid=self.config.linear_grid,
+            rank_whole=self.config.n_linear_whole,
+            rank_field=self.config.n_linear_field,
+        )
+        self.adapters[adapter_key(name)] = Adapter(parcel, self.streams.side, linear, self.config)
         return self.adapter(name)
+
+    def drop_subject(self, name: str) -> None:
+        """Take a subject's adapter away.
+
+        Raises
+        ------
+        ValueError
+            If the model has none.
+        """
+        self.adapter(name)
+        del self.adapters[adapter_key(name)]
+
+    def rename_subject(self, name: str, new: str) -> None:
+        """Call a subject by another name; the order of subjects stays.
+
+        Raises
+        ------
+        ValueError
+            If the model has no adapter for `name`, or has one for `new`.
+        """
+        self.adapter(name)
+        if new in self.subjects:
+            raise ValueError(f"the model has an adapter for {new!r} already; drop it first, or choose another name")
+        kept = [(new if subject == name else subject, self.adapter(subject)) for subject in self.subjects]
+        self.adapters = nn.ModuleDict({adapter_key(subject): adapter for subject, adapter in kept})
+
+    def add_lora(self, subject: str, rank: int) -> LowRankUpdate:
+        """Give a subject low-rank updates of the streams' blocks, in place of those it may have; zero at first."""
+        update = LowRankUpdate(self.streams, rank).to(self.streams.cls_mean.device)
+        self.adapter(subject).lora = update
+        return update
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that all subjects share."""
         return [*self.streams.parameters(), *self.vae.parameters()]
+
+    # -- prediction ----------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -98,46 +147,129 @@ class EncodingModel(nn.Module):
         rows: Mapping[str, slice],
         sample: bool = False,
     ) -> Output:
-        """Predict each subject's voxels for its rows of the batch; with `sample` the latent is drawn, else its mean.
+        """Predict each subject's voxels by the network; with `sample` the latent is drawn, else its mean.
 
         `rows` cover the batch in order; a subject may have none of them.
         """
-        return self.decode(self.streams(cls, patch), rows, sample=sample)
+        return self.decode(self.streams_of(cls, patch, rows), rows, sample=sample)
 
-    def decode(self, streams: Streams, rows: Mapping[str, slice], *, sample: bool = False) -> Output:
-        """Predict from the streams' outputs: everything but the part that no adapter changes."""
+    def predict(
+        self, cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"], subject: str
+    ) -> Float[Tensor, "b voxel"]:
+        """Return the expected response of each voxel: the network's prediction mixed with the closed-form path's."""
+        network = self(cls, patch, {subject: slice(0, len(cls))}).subjects[subject].voxel
+        adapter = self.adapter(subject)
+        return network if adapter.alone else adapter.mixed(network, self.linear_features(cls, patch))
+
+    def sample(
+        self,
+        cls: Float[Tensor, "b depth width"],
+        patch: Float[Tensor, "b depth patch width"],
+        subject: str,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "sample b voxel"]:
+        """Draw single trials: the latent is drawn, and each voxel gets the noise that was left of measured trials.
+
+        Raises
+        ------
+        ValueError
+            If the noise of the subject's voxels hasn't been fitted.
+        """
+        adapter, rows = self.adapter(subject), {subject: slice(0, len(cls))}
+        if adapter.noise_sd.isnan().any():
+            raise ValueError(f"the noise of {subject!r} hasn't been fitted; finish its adapter first (adapt, pretrain)")
+        streams = self.streams_of(cls, patch, rows)
+        features = None if adapter.alone else self.linear_features(cls, patch)
+        drawn = []
+        for _ in range(n):
+            voxel = self.decode(streams, rows, sample=True, generator=generator).subjects[subject].voxel
+            voxel = voxel if features is None else adapter.mixed(voxel, features)
+            noise = torch.randn(voxel.shape, generator=generator, dtype=voxel.dtype, device=voxel.device)
+            drawn.append(voxel + adapter.noise_sd * noise)
+        return torch.stack(drawn)
+
+    def linear_features(
+        self, cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"]
+    ) -> LinearFeatures:
+        """Return what the subjects' closed-form paths see."""
+        return linear_features(*self.streams.standardised(cls, patch), grid=self.config.linear_grid)
+
+    def streams_of(
+        self,
+        cls: Float[Tensor, "b depth width"],
+        patch: Float[Tensor, "b depth patch width"],
+        rows: Mapping[str, slice],
+    ) -> Streams:
+        """Return the streams' outputs; a subject with updates of the backbone has its rows run through its own."""
+        updates = {name: self.adapter(name).lora for name in rows}
+        if not any(updates.values()):
+            return self.streams(cls, patch)
+        parts = []
+        for name, where in rows.items():
+            update = updates[name]
+            weights = {} if update is None else update.updated(self.streams)
+            parts.append(functional_call(self.streams, weights, (cls[where], patch[where])))
+        return concatenated(parts)
+
+    def decode(
+        self,
+        streams: Streams,
+        rows: Mapping[str, slice],
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Output:
+        """Predict from the streams' outputs, by the network."""
         rois = {name: self.adapter(name).roi_values(streams[where]) for name, where in rows.items()}
-        decoded = self._decode(streams, rois, sample=sample)
+        decoded = self._decode(streams, rois, sample=sample, generator=generator)
+        share = self.vae.holistic_share
         subjects = {}
         for name, where in rows.items():
             adapter = self.adapter(name)
-            share, scale = torch.sigmoid(self.vae.holistic_share), decoded.scale[where]
-            residual = decoded.residual[where, decoded.residual.shape[1] - adapter.n_roi :]
-            local = adapter.local(rois[name].value, decoded.local[where], residual)
-            voxel = scale * (share * adapter.holistic(decoded.components[where]) + (1 - share) * local)
+            voxel = torch.zeros(())
+            if "holistic" in self.config.decoders:
+                voxel = share * adapter.holistic(decoded.components[where], decoded.local[where])
+            if "residual" in self.config.decoders:
+                residual = decoded.residual[where, decoded.residual.shape[1] - adapter.n_roi :]
+                voxel = voxel + (1 - share) * adapter.residual(rois[name].value, residual)
+            voxel = decoded.scale[where] * voxel
             if not len(voxel):  # every parameter gets a gradient, be it zero, so that ranks reduce the same tensors
                 voxel = voxel + 0 * sum(parameter.sum() for parameter in adapter.parameters())
             subjects[name] = SubjectOutput(roi=rois[name], voxel=voxel)
-        return Output(subjects=subjects, mu=decoded.mu, log_variance=decoded.log_variance)
+        return Output(
+            subjects=subjects,
+            mu=decoded.mu,
+            log_variance=decoded.log_variance,
+            summary=streams.summary,
+            rows=dict(rows),
+        )
 
     def voxel_features(self, streams: Streams, subject: str, roi: RoiValues | None = None) -> VoxelFeatures:
-        """Return what `subject`'s voxels are read from, so that their readout can be solved in closed form.
+        """Return what `subject`'s voxels are read from, so that their holistic readout can be solved in closed form.
 
         `roi` are its ROI values, if they aren't to be those that its adapter reads.
         """
         adapter = self.adapter(subject)
         roi = adapter.roi_values(streams) if roi is None else roi
         decoded = self._decode(streams, {subject: roi}, sample=False)
-        share = torch.sigmoid(self.vae.holistic_share)
+        gain = decoded.scale * self.vae.holistic_share
         return VoxelFeatures(
             components=decoded.components,
             local=decoded.local,
-            offset=decoded.scale * (1 - share) * roi.value[:, adapter.parcel],
-            holistic_gain=decoded.scale * share,
-            local_gain=decoded.scale * (1 - share),
+            offset=(decoded.scale - gain) * roi.value[:, adapter.parcel],
+            gain=gain,
         )
 
-    def _decode(self, streams: Streams, rois: Mapping[str, RoiValues], *, sample: bool) -> Decoded:
+    def _decode(
+        self,
+        streams: Streams,
+        rois: Mapping[str, RoiValues],
+        *,
+        sample: bool,
+        generator: torch.Generator | None = None,
+    ) -> Decoded:
         """Run Stage 2 over all subjects' ROI tokens at once, padded on the left to the most ROIs."""
         tokens, real = [], []
         for name, roi in rois.items():
@@ -146,4 +278,4 @@ class EncodingModel(nn.Module):
             real += list(torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device))
         padded = pad_sequence(tokens, batch_first=True, padding_side="left")
         mask = pad_sequence(real, batch_first=True, padding_side="left")
-        return self.vae(streams.summary, streams.patch, padded, mask, sample=sample)
+        return self.vae(streams.summary, streams.patch, padded, mask, sample=sample, generator=generator)

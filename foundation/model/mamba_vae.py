@@ -1,7 +1,7 @@
 """Stage 2, shared part: a Mamba-VAE from ROI tokens to response components and ROI residuals.
 
-Sequence: padding, one visual token, the ROI tokens; the decoder appends learned queries. Subjects with different
-numbers of ROIs share a batch.
+Sequence: padding, one visual token, the ROI tokens; the holistic decoder appends learned queries. Subjects with
+different numbers of ROIs share a batch.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from foundation.model.mamba import MambaStack
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What Stage 2 gives: `roi` may carry padding on the left."""
+    """What Stage 2 gives; `residual` may carry padding on the left. What a model is built without has width 0."""
 
     mu: Float[Tensor, "b latent"]
     log_variance: Float[Tensor, "b latent"]
@@ -32,22 +32,37 @@ class MambaVae(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         width = config.width
+        self.config = config
         self.visual = nn.Linear(2 * width, width)
         self.value = nn.Parameter(0.02 * torch.randn(width))
-        self.encoder = MambaStack(width, config.n_encoder_layer, config.mamba)
-        self.to_latent = nn.Linear(width, 2 * config.latent)
-        self.from_latent = nn.Linear(config.latent, width)
-        self.queries = nn.Parameter(0.02 * torch.randn(config.n_query, width))
+        if config.latent is not None:
+            self.encoder = MambaStack(width, config.n_encoder_layer, config.mamba)
+            self.to_latent = nn.Linear(width, 2 * config.latent)
+            self.from_latent = nn.Linear(config.latent, width)
+            with torch.no_grad():
+                self.to_latent.bias[config.latent :].fill_(-4.0)
+        if "holistic" in config.decoders:
+            self.queries = nn.Parameter(0.02 * torch.randn(config.n_query, width))
         self.decoder = MambaStack(width, config.n_decoder_layer, config.mamba)
-        self.to_components = nn.Linear(config.n_query * width, config.n_component)
-        self.to_local = nn.Linear(width, config.n_local)
-        self.to_residual = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.n_residual))
-        self.to_scale = nn.Linear(width, 1)
-        self.holistic_share = nn.Parameter(torch.zeros(1))
-        with torch.no_grad():
-            self.to_scale.weight.zero_()
-            self.to_scale.bias.zero_()
-            self.to_latent.bias[config.latent :].fill_(-4.0)
+        if "holistic" in config.decoders:
+            self.to_components = nn.Linear(config.n_query * width, config.n_component)
+            if "patch" in config.streams:
+                self.to_local = nn.Linear(width, config.n_local)
+        if "residual" in config.decoders:
+            self.to_residual = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.n_residual))
+        if config.amplitude:
+            self.to_scale = nn.Linear(width, 1)
+            nn.init.zeros_(self.to_scale.weight)
+            nn.init.zeros_(self.to_scale.bias)
+        if len(config.decoders) == 2:
+            self.holistic_logit = nn.Parameter(torch.zeros(1))
+
+    @property
+    def holistic_share(self) -> Tensor | float:
+        """Share of the holistic decoder in a voxel."""
+        if len(self.config.decoders) == 2:
+            return torch.sigmoid(self.holistic_logit)
+        return float("holistic" in self.config.decoders)
 
     def forward(
         self,
@@ -69,24 +84,35 @@ class MambaVae(nn.Module):
         tokens = tokens.scatter(1, first[:, None, None].expand(-1, 1, tokens.shape[-1]), visual[:, None])
         places = torch.arange(tokens.shape[1], device=real.device)
         mask = places >= first[:, None]
-        encoded = self.encoder(tokens, real=mask)
-        pooled = (encoded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        mu, log_variance = self.to_latent(pooled).chunk(2, dim=-1)
-        log_variance = log_variance.clamp(-10, 10)
-        z = mu
-        if sample:
-            noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-            z = mu + (0.5 * log_variance).exp() * noise
-        tokens = tokens + self.from_latent(z)[:, None] * mask[..., None]
-        queries = self.queries.expand(len(tokens), -1, -1)
-        mask = torch.cat([mask, mask.new_ones(len(mask), queries.shape[1])], dim=1)
-        decoded = self.decoder(torch.cat([tokens, queries], dim=1), real=mask)
-        n_query = queries.shape[1]
+        mu = log_variance = summary.new_zeros(len(summary), 0)
+        if self.config.latent is not None:
+            encoded = self.encoder(tokens, real=mask)
+            pooled = (encoded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            mu, log_variance = self.to_latent(pooled).chunk(2, dim=-1)
+            log_variance = log_variance.clamp(-10, 10)
+            z = mu
+            if sample:
+                noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+                z = mu + (0.5 * log_variance).exp() * noise
+            tokens = tokens + self.from_latent(z)[:, None] * mask[..., None]
+        holistic, residual = ("holistic" in self.config.decoders), ("residual" in self.config.decoders)
+        n_token = tokens.shape[1]
+        if holistic:
+            queries = self.queries.expand(len(tokens), -1, -1)
+            tokens = torch.cat([tokens, queries], dim=1)
+            mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
+        decoded = self.decoder(tokens, real=mask)
+        of_rois, of_queries = decoded[:, 1:n_token], decoded[:, n_token:]
         return Decoded(
             mu=mu,
             log_variance=log_variance,
-            components=self.to_components(decoded[:, -n_query:].flatten(1)),
-            local=self.to_local(patch),
-            residual=self.to_residual(decoded[:, 1:-n_query]),
-            scale=torch.exp(torch.tanh(self.to_scale(visual))),
+            components=self.to_components(of_queries.flatten(1)) if holistic else decoded[:, 0, :0],
+            local=self.to_local(patch) if holistic and "patch" in self.config.streams else patch[..., :0],
+            residual=self.to_residual(of_rois) if residual else of_rois[..., :0],
+            scale=self._scale(visual),
         )
+
+    def _scale(self, visual: Float[Tensor, "b width"]) -> Float[Tensor, "b 1"]:
+        if self.config.amplitude:
+            return torch.exp(torch.tanh(self.to_scale(visual)))
+        return visual.new_ones(len(visual), 1)

@@ -1,26 +1,42 @@
 """The objective's terms against closed forms and independent libraries, and how images weigh in it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 from scipy.stats import pearsonr
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from foundation.config import LossConfig
-from foundation.losses import kl_divergence, objective, pearson_loss, subject_losses
+from foundation.losses import info_nce, kl_divergence, objective, pearson_loss, roi_target, subject_losses
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
+from foundation.roi_targets import top_p_targets
+from foundation.training.optim import stage_of
 from tests.tiny_store import TINY_BACKBONE
 
 PARCELS = {"subj01": torch.arange(40) // 5, "subj02": torch.arange(9) // 3, "subj05": torch.arange(4) // 2}
 WEIGHTS = LossConfig(roi=0.7, pearson=0.4, kl=0.02)
 
 
+def made_with(**changes) -> EncodingModel:
+    """A model with no part left at a neutral start."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY_BACKBONE, **changes)
+    made = EncodingModel(TokenShape(depth=2, patch=4, width=5), config, PARCELS).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "A_log" not in name:
+                parameter += 0.2 * torch.randn(parameter.shape)
+    return made
+
+
 @pytest.fixture
 def model() -> EncodingModel:
-    torch.manual_seed(0)
-    return EncodingModel(TokenShape(depth=2, patch=4, width=5), TINY_BACKBONE, PARCELS).eval()
+    return made_with()
 
 
 def batch(n_images: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, slice], dict[str, torch.Tensor]]:
@@ -93,5 +109,128 @@ def test_an_empty_subject_adds_nothing_but_a_zero_gradient(model):
 def test_with_fewer_than_three_rois_there_is_no_correlation_to_learn_from(model):
     cls, patch, rows, responses = batch({"subj05": 3})
     output = model(cls, patch, rows)
-    found = subject_losses(model.adapter("subj05"), output, "subj05", responses["subj05"])
+    found = subject_losses(model.adapter("subj05"), output, "subj05", responses["subj05"], WEIGHTS)
     assert found["pearson"].tolist() == [0, 0, 0]
+
+
+# -- targets of Stage 1 ------------------------------------------------------------------------------------------------
+
+
+def test_a_top_p_target_is_taken_when_told_whatever_the_weights(model):
+    responses, adapter = torch.randn(5, 40), model.adapter("subj01")
+    adapter.target_weight.zero_()
+    expected = top_p_targets(responses, adapter.parcel, n_roi=8)
+    torch.testing.assert_close(roi_target(adapter, responses, LossConfig(roi_target="top-p")), expected)
+    of_first = responses[:, :5].topk(4).values.mean(1)  # 70 % of five voxels, rounded
+    torch.testing.assert_close(expected[:, 0], of_first)
+
+
+@pytest.mark.parametrize("target", ["mean", "reliability-weighted", "low-rank"])
+def test_a_linear_target_is_the_sum_of_an_rois_voxels_by_the_adapters_weights(model, target):
+    responses, adapter = torch.randn(5, 40), model.adapter("subj01")
+    config = LossConfig(roi_target=target)
+    torch.testing.assert_close(roi_target(adapter, responses, config), adapter.roi_means(responses))  # until fitted
+    adapter.target_weight.copy_(torch.rand(40))
+    expected = (responses * adapter.target_weight).view(5, 8, 5).sum(2)
+    torch.testing.assert_close(roi_target(adapter, responses, config), expected)
+
+
+@pytest.mark.parametrize("target", ["mean", "top-p"])
+def test_stage_1_is_scored_against_its_target(model, target):
+    cls, patch, rows, responses = batch({"subj01": 4})
+    output, config = model(cls, patch, rows), LossConfig(roi_target=target)
+    value, wanted = (
+        output.subjects["subj01"].roi.value,
+        roi_target(model.adapter("subj01"), responses["subj01"], config),
+    )
+    found = objective(model, output, responses, config).terms
+    torch.testing.assert_close(found["roi"], (value - wanted).square().mean())
+    torch.testing.assert_close(found["pearson"], pearson_loss(value, wanted).mean())
+
+
+# -- alignment ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_info_nce_is_the_mean_of_both_directions_cross_entropy_of_cosines(temperature):
+    image, rois = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image.numpy(), rois.numpy()))
+    logits = a @ b.T / temperature
+    own = np.diag(logits)
+    expected = 0.5 * (logsumexp(logits, axis=1) - own + logsumexp(logits, axis=0) - own)
+    np.testing.assert_allclose(info_nce(image, rois, temperature=temperature), expected)
+
+
+def test_pairs_that_are_aligned_cost_nothing_and_pairs_that_all_look_alike_the_logarithm_of_their_number():
+    aligned = torch.eye(8)
+    assert info_nce(aligned, 3 * aligned, temperature=0.05).max() < 1e-6
+    torch.testing.assert_close(
+        info_nce(torch.ones(8, 3), torch.ones(8, 3), temperature=0.05), torch.full((8,), 8.0).log()
+    )
+    assert info_nce(aligned, aligned.roll(1, 0), temperature=0.05).min() > 10
+
+
+def test_info_nce_is_the_same_for_pairs_in_another_order_and_for_either_side_first():
+    image, rois, order = torch.randn(6, 4), torch.randn(6, 4), torch.randperm(6)
+    found = info_nce(image, rois, temperature=0.1)
+    torch.testing.assert_close(info_nce(image[order], rois[order], temperature=0.1), found[order])
+    torch.testing.assert_close(info_nce(rois, image, temperature=0.1), found)
+
+
+def test_images_are_aligned_with_the_rois_of_whoever_saw_them():
+    model, (cls, patch, rows, responses) = made_with(n_contrast=3), batch({"subj01": 4, "subj02": 3})
+    output = model(cls, patch, rows)
+    found = objective(model, output, responses, WEIGHTS)
+    projected = [model.adapter(name).roi_means(responses[name]) @ model.adapter(name).roi_align for name in responses]
+    image, rois = model.streams.align_image(output.summary), model.streams.align_rois(torch.cat(projected))
+    expected = info_nce(image, rois, temperature=WEIGHTS.temperature).mean()
+    torch.testing.assert_close(found.terms["contrast"], expected)
+    without = objective(model, output, responses, dataclasses.replace(WEIGHTS, contrast=0.0))
+    torch.testing.assert_close(found.total - without.total, WEIGHTS.contrast * expected)
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: EncodingModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+    return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
+
+
+@pytest.fixture
+def staged() -> tuple[EncodingModel, dict[str, torch.Tensor], dict[str | None, torch.Tensor]]:
+    """A model, its terms, and its total by stage."""
+    model, (cls, patch, rows, responses) = made_with(n_contrast=3), batch({"subj01": 4, "subj02": 3, "subj05": 0})
+    output = model(cls, patch, rows)
+    losses = {stage: objective(model, output, responses, WEIGHTS, stage=stage) for stage in (None, "stage1", "stage2")}
+    return model, losses[None].terms, {stage: found.total for stage, found in losses.items()}
+
+
+def test_the_stages_totals_add_up_to_the_whole(staged):
+    _, terms, total = staged
+    torch.testing.assert_close(total["stage1"] + total["stage2"], total[None])
+    torch.testing.assert_close(total["stage2"], terms["voxel"] + WEIGHTS.kl * terms["kl"])
+
+
+@pytest.mark.parametrize("stage", [None, "stage1", "stage2"])
+def test_every_parameter_gets_a_gradient_be_it_zero_whichever_stage_trains(staged, stage):
+    model, _, total = staged  # so that ranks reduce the same tensors
+    assert gradients(model, total[stage]).keys() == dict(model.named_parameters()).keys()
+
+
+def test_stage_1_moves_nothing_of_stage_2(staged):
+    model, _, total = staged
+    for name, gradient in gradients(model, total["stage1"]).items():
+        if "subj05" not in name:
+            assert bool(gradient.any()) == (stage_of(name) == "stage1"), name
+
+
+def test_in_stage_2_no_term_of_stage_1_is_learnt_from(staged):
+    model, terms, total = staged
+    found = gradients(model, total["stage2"])
+    for name, gradient in gradients(model, terms["voxel"] + WEIGHTS.kl * terms["kl"]).items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    for name, gradient in found.items():
+        if "subj05" not in name:
+            assert bool(gradient.any()) == ("align" not in name), name

@@ -1,10 +1,14 @@
-"""Token statistics, receptive fields, and that either stream hears of what it should."""
+"""Token statistics, pooling of the grid, and that either stream hears of what it should."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from foundation.model.dual_stream import DualStream, TokenShape, gaussian_field
+from foundation.config import BackboneConfig
+from foundation.model.dual_stream import DualStream, Streams, TokenShape, concatenated, pool_grid, scan_order
 from tests.tiny_store import TINY_BACKBONE
 
 SHAPE = TokenShape(depth=2, patch=16, width=5)
@@ -14,6 +18,10 @@ SHAPE = TokenShape(depth=2, patch=16, width=5)
 def streams() -> DualStream:
     torch.manual_seed(0)
     return DualStream(SHAPE, TINY_BACKBONE).eval()
+
+
+def tiny(**changes) -> BackboneConfig:
+    return dataclasses.replace(TINY_BACKBONE, **changes)
 
 
 def tokens(n: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,32 +81,112 @@ def test_a_grid_that_is_not_square_is_an_error():
         DualStream(TokenShape(depth=1, patch=15, width=5), TINY_BACKBONE)
 
 
-def grid(side: int) -> np.ndarray:
-    """(x, y) of every place of a row-major grid."""
-    y, x = np.mgrid[:side, :side]
-    return np.stack([x.ravel(), y.ravel()], axis=-1) / side + 0.5 / side
+def test_a_model_without_any_stream_is_an_error():
+    with pytest.raises(ValueError, match="a model needs a stream: cls, patch or both"):
+        DualStream(SHAPE, tiny(streams=()))
 
 
-def test_a_receptive_field_is_a_gaussian_over_the_row_major_grid():
-    place, size = torch.tensor([[0.3, 0.8], [0.5, 0.1]]), torch.tensor([0.1, 0.4])
-    found = gaussian_field(place, size.log(), 7).numpy()
-    distance = ((grid(7)[None] - place.numpy()[:, None]) ** 2).sum(-1)
-    expected = np.exp(-distance / (2 * size.numpy()[:, None] ** 2))
-    np.testing.assert_allclose(found, expected / expected.sum(-1, keepdims=True), rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize(("stream", "absent"), [("cls", "patch"), ("patch", "cls")])
+def test_a_stream_alone_is_what_it_is_beside_the_other_which_gives_zeros_and_has_no_parameter(streams, stream, absent):
+    alone = DualStream(SHAPE, tiny(streams=(stream,))).eval()
+    alone.load_state_dict({key: streams.state_dict()[key] for key in alone.state_dict()})
+    assert not [name for name, _ in alone.named_parameters() if name.startswith((f"{absent}_", "gate"))]
+    found, both = alone(*tokens()), streams(*tokens())
+    torch.testing.assert_close(getattr(found, stream), getattr(both, stream), rtol=0, atol=0)
+    torch.testing.assert_close(getattr(found, absent), torch.zeros_like(getattr(both, absent)))
 
 
-def test_a_receptive_field_sums_to_one_lies_where_it_is_placed_and_is_as_wide_as_it_says():
-    place = torch.tensor([[0.5, 0.5], [0.4, 0.6], [0.3, 0.5]])
-    size = torch.tensor([0.05, 0.08, 0.1])
-    field = gaussian_field(place, size.log(), 41).numpy()
-    np.testing.assert_allclose(field.sum(-1), 1, rtol=1e-5)
-    centre = field @ grid(41)
-    np.testing.assert_allclose(centre, place, atol=2e-3)
-    spread = np.sqrt(np.einsum("up,upc->uc", field, (grid(41)[None] - centre[:, None]) ** 2))
-    np.testing.assert_allclose(spread, np.repeat(size.numpy()[:, None], 2, axis=1), rtol=0.05)
+@pytest.mark.parametrize("stream", ["cls", "patch"])
+def test_with_the_last_depth_alone_a_stream_is_deaf_to_the_others(stream):
+    torch.manual_seed(0)
+    deaf = DualStream(SHAPE, tiny(**{f"{stream}_depths": "last"})).eval()
+    given = [t.requires_grad_() for t in tokens(1)]
+    heard = torch.autograd.grad(getattr(deaf(*given), stream).sum(), given, allow_unused=True)[stream == "patch"]
+    assert (heard[:, 0] == 0).all()
+    assert (heard[:, 1] != 0).any()
 
 
-def test_a_field_far_smaller_than_a_patch_is_its_nearest_patch():
-    field = gaussian_field(torch.tensor([[0.9, 0.1]]), torch.tensor([-12.0]), 4)
-    assert field.argmax() == 3
-    torch.testing.assert_close(field.sum(), torch.tensor(1.0))
+@pytest.mark.parametrize(("side", "n_cells"), [(4, 2), (6, 3), (6, 1), (8, 4)])
+def test_pooled_cells_that_divide_the_grid_keep_the_mean_and_are_means_of_their_own_patches(side, n_cells):
+    patch = torch.randn(2, 3, side**2, 5)
+    found = pool_grid(patch, n_cells)
+    torch.testing.assert_close(found.mean(2), patch.mean(2))
+    size = side // n_cells
+    first_of_last_row = patch.view(2, 3, side, side, 5)[:, :, size * (n_cells - 1) :, :size].mean((2, 3))
+    torch.testing.assert_close(found[:, :, n_cells * (n_cells - 1)], first_of_last_row)
+
+
+@pytest.mark.parametrize(("side", "n_cells"), [(5, 2), (7, 3), (16, 6), (6, 3)])
+def test_pooling_is_torchs_adaptive_average_whether_or_not_cells_divide_the_grid(side, n_cells):
+    patch = torch.randn(2, 3, side**2, 5)
+    for depth in range(3):
+        images = patch[:, depth].mT.unflatten(-1, (side, side))
+        expected = F.adaptive_avg_pool2d(images, n_cells).flatten(2).mT
+        torch.testing.assert_close(pool_grid(patch, n_cells)[:, depth], expected)
+
+
+@pytest.mark.parametrize("n_cells", [4, 9])
+def test_a_grid_no_finer_than_the_cells_stays_as_it_is(n_cells):
+    patch = torch.randn(2, 3, 16, 5)
+    assert pool_grid(patch, n_cells) is patch
+
+
+def test_a_token_budget_is_a_model_of_the_coarser_grid_given_pooled_tokens():
+    torch.manual_seed(0)
+    budget = DualStream(SHAPE, tiny(token_budget=2)).eval()
+    coarse = DualStream(TokenShape(depth=2, patch=4, width=5), TINY_BACKBONE).eval()
+    cls, patch = tokens(50)
+    budget.set_statistics(cls, patch)
+    coarse.load_state_dict(budget.state_dict())
+    found, expected = budget(cls, patch), coarse(cls, pool_grid(patch, 2))
+    assert budget.side == 2
+    for name in ("cls", "patch", "gate"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+
+
+def test_a_token_budget_beyond_the_grid_changes_nothing(streams):
+    wide = DualStream(SHAPE, tiny(token_budget=9)).eval()
+    wide.load_state_dict(streams.state_dict())
+    torch.testing.assert_close(wide(*tokens()).patch, streams(*tokens()).patch, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("order", "path"),
+    [
+        ("raster", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("reversed", [8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("column", [0, 3, 6, 1, 4, 7, 2, 5, 8]),
+        ("column-reversed", [8, 5, 2, 7, 4, 1, 6, 3, 0]),
+    ],
+)
+def test_a_scan_order_visits_the_grid_as_it_says(order, path):
+    assert scan_order(order, 3).tolist() == path
+
+
+def test_a_gate_of_the_image_is_one_number():
+    torch.manual_seed(0)
+    assert DualStream(SHAPE, tiny(gate="image")).eval()(*tokens()).gate.shape == (6, 1)
+
+
+def test_the_summary_is_the_cls_stream_beside_the_mean_of_the_patch_stream(streams):
+    found = streams(*tokens())
+    expected = np.concatenate([found.cls.detach(), found.patch.detach().numpy().mean(1)], axis=1)
+    np.testing.assert_allclose(found.summary.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_batch_put_together_again_are_the_batch(streams):
+    whole = streams(*tokens())
+    again = concatenated([whole[0:2], whole[2:2], whole[2:6]])
+    for name in ("cls", "patch", "gate"):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    assert isinstance(again, Streams)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "token_dropout", "drop_path"])
+def test_what_is_dropped_in_training_is_not_in_evaluation(kind):
+    torch.manual_seed(0)
+    options = {"dropout": 0.0, "token_dropout": 0.0, "drop_path": 0.0} | {kind: 0.5}
+    dropping = DualStream(SHAPE, tiny(**options))
+    outputs = {mode: [dropping.train(mode)(*tokens()).patch for _ in range(2)] for mode in (True, False)}
+    assert not torch.allclose(*outputs[True], atol=1e-3)
+    assert torch.equal(*outputs[False])

@@ -1,5 +1,7 @@
 """Stage 2 alone: padding, sampling, and that its latent and its tokens reach the output."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -111,3 +113,60 @@ def test_an_rois_residual_is_read_from_its_own_token(vae):
     torch.testing.assert_close(moved[:2], torch.zeros(2), rtol=0, atol=1e-6)
     assert (moved[2:] > 1e-4).all()
     assert moved.argmax() == 2
+
+
+def without(**changes) -> MambaVae:
+    torch.manual_seed(0)
+    return MambaVae(dataclasses.replace(TINY_BACKBONE, **changes))
+
+
+def test_without_a_latent_a_draw_is_the_mean_and_there_is_nothing_to_regularise():
+    vae, given = without(latent=None), inputs()
+    before = torch.get_rng_state()
+    drawn, mean = vae(**given, sample=True), vae(**given, sample=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert_equal(drawn, mean)
+    assert drawn.mu.shape == drawn.log_variance.shape == (3, 0)
+    assert not [name for name, _ in vae.named_parameters() if "encoder" in name or "latent" in name]
+
+
+@pytest.mark.parametrize("by", [0, 4])
+def test_a_decoder_alone_gives_nothing_of_the_others(by):
+    given = padded(inputs(), by)
+    holistic, residual = without(decoders=("holistic",)), without(decoders=("residual",))
+    found = holistic(**given, sample=False)
+    assert found.components.shape == (3, TINY_BACKBONE.n_component)
+    assert found.local.shape == (3, 16, TINY_BACKBONE.n_local)
+    assert found.residual.shape == (3, 4 + by, 0)
+    assert holistic.holistic_share == 1
+    found = residual(**given, sample=False)
+    assert found.components.shape == (3, 0)
+    assert found.local.shape == (3, 16, 0)
+    assert found.residual.shape == (3, 4 + by, TINY_BACKBONE.n_residual)
+    assert residual.holistic_share == 0
+
+
+def test_residuals_do_not_depend_on_whether_the_holistic_decoders_queries_follow(vae):
+    alone = without(decoders=("residual",))
+    alone.load_state_dict({key: vae.state_dict()[key] for key in alone.state_dict()})
+    found, expected = alone(**inputs(), sample=False), vae(**inputs(), sample=False)
+    torch.testing.assert_close(found.residual, expected.residual, rtol=1e-4, atol=1e-6)
+
+
+def test_both_decoders_start_with_equal_shares(vae):
+    assert vae.holistic_share.item() == 0.5
+
+
+def test_without_amplitude_recovery_the_scale_is_one(vae):
+    fixed = without(amplitude=False)
+    fixed.load_state_dict({key: vae.state_dict()[key] for key in fixed.state_dict()})
+    found, expected = fixed(**inputs(), sample=False), vae(**inputs(), sample=False)
+    assert (found.scale == 1).all()
+    assert not (expected.scale == 1).any()
+    torch.testing.assert_close(found.components, expected.components, rtol=0, atol=0)
+
+
+def test_without_a_patch_stream_there_are_no_patches_to_read():
+    vae = without(streams=("cls",))
+    assert vae(**inputs(), sample=False).local.shape == (3, 16, 0)
+    assert not [name for name, _ in vae.named_parameters() if "local" in name]
