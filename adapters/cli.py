@@ -18,6 +18,7 @@ from data.preprocess import Preprocessing, n_sessions_of, samples
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
+from foundation.closed_form.finish import finish_adapter
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.table import print_scores
 from foundation.model.encoding_model import EncodingModel
@@ -42,7 +43,8 @@ class Adapt:
     backbone: str | None = None
     """NAME@ALIAS or NAME/VERSION (default: the champion that was registered last)."""
     method: Method = "head"
-    """ridge: the closed-form start alone; head: refined by gradient steps while validation improves."""
+    """ridge: the closed-form start alone; head: refined by gradient steps while validation improves; lora: these also
+    move low-rank updates of the backbone's blocks, which are the subject's."""
     standardise: Literal["session", "first-n"] = "session"
     """What standardises test trials of later sessions: that session's own non-test trials, or the first N sessions."""
     allow_seen: bool = False
@@ -115,6 +117,16 @@ def adapt(command: Adapt) -> None:
                 method=command.method,
                 seed=command.seed,
                 log=tracked.log,
+            )
+            finish_adapter(
+                model,
+                measurements,
+                tokens,
+                split,
+                validation,
+                seed=command.seed,
+                n_sessions=command.sessions,
+                preprocessing=preprocessing,
             )
         console.print(_told(fitted, len(train), len(validation)))
         scores = score_subject(

@@ -1,4 +1,11 @@
-"""Fitting one subject's adapter on a frozen backbone: the closed-form start, then gradient steps while they help."""
+"""Fitting one subject's adapter on a frozen backbone: the closed-form start, then gradient steps while they help.
+
+::
+
+    ridge   the closed form alone
+    head    then steps on the adapter's readouts, the streams' outputs computed once
+    lora    then steps on these and on low-rank updates of the streams' blocks, the streams run anew at each step
+"""
 
 import contextlib
 import copy
@@ -8,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -15,15 +23,19 @@ from adapters.ridge_start import ridge_start
 from data.loader import ordered_batches
 from data.preprocess import Samples
 from data.store import TokenReader
+from foundation.closed_form.linear_start import linear_start
 from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
 from foundation.model.dual_stream import Streams
-from foundation.model.encoding_model import EncodingModel
+from foundation.model.encoding_model import EncodingModel, Output
 
-Method = Literal["ridge", "head"]
+Method = Literal["ridge", "head", "lora"]
+Forward = Callable[[Int64[Tensor, " row"]], Output]
+"""The model's output to some of a subject's images, by their rows in its samples."""
 MANY_NUMBERS = 4_000_000
 """Images times voxels from which several threads pay."""
+_SCORED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,8 @@ class FitConfig:
     """Passes without a better validation score before it stops."""
     batch_size: int = 32
     """Images per step."""
+    lora_rank: int = 4
+    """Rank of the updates of the backbone's blocks (method lora)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +77,22 @@ def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> S
         patch=torch.cat([f.patch for f in found]),
         gate=torch.cat([f.gate for f in found]),
     )
+
+
+def from_streams(model: EncodingModel, subject: str, streams: Streams) -> Forward:
+    """Return the forward pass that starts from the streams' outputs."""
+    return lambda rows: model.decode(streams[rows], {subject: slice(0, len(rows))})
+
+
+def from_tokens(model: EncodingModel, tokens: TokenReader, samples: Samples) -> Forward:
+    """Return the forward pass that starts from the tokens, read anew each time."""
+    device = next(model.parameters()).device
+
+    def forward(rows: Tensor) -> Output:
+        cls, patch = (torch.from_numpy(part).float().to(device) for part in tokens.read(samples.image[rows.numpy()]))
+        return model(cls, patch, {samples.subject: slice(0, len(rows))})
+
+    return forward
 
 
 @contextlib.contextmanager
@@ -98,19 +128,45 @@ def fit_adapter(
 ) -> Fitted:
     """Give `model` an adapter for `subject`, fitted on `train`; `validation` decides when to stop.
 
-    The backbone isn't changed. Epoch 0 in `log` is the closed-form start.
+    The backbone's own weights aren't changed. Epoch 0 in `log` is the closed-form start.
     """
     torch.manual_seed(seed)
     model.eval().requires_grad_(False)
     adapter = model.add_subject(subject, parcel)
-    streams, held_out = streams_of(model, tokens, train), streams_of(model, tokens, validation)
-    responses = torch.from_numpy(train.responses)
-    ridge_start(model, subject, streams, responses, seed=seed)
-    start = best = _score(model, subject, held_out, validation.responses)
+    linear_start(model, subject, tokens, train, seed=seed)
+    streams = streams_of(model, tokens, train)
+    ridge_start(model, subject, streams, torch.from_numpy(train.responses), seed=seed)
+    held_out = from_streams(model, subject, streams_of(model, tokens, validation))
+    start = _score(held_out, validation)
     log({"validation/voxel_r": start}, 0)
     if method == "ridge":
         return Fitted(start=start, kept=start, kept_epoch=0)
 
+    forward = from_streams(model, subject, streams)
+    if method == "lora":
+        model.add_lora(subject, config.lora_rank)
+        forward, held_out = from_tokens(model, tokens, train), from_tokens(model, tokens, validation)
+    fitted = _refine(model, forward, held_out, train, validation, start=start, seed=seed, config=config, log=log)
+    if fitted.kept_epoch == 0:
+        adapter.lora = None  # no update helped: none is kept
+    return fitted
+
+
+def _refine(
+    model: EncodingModel,
+    forward: Forward,
+    held_out: Forward,
+    train: Samples,
+    validation: Samples,
+    *,
+    start: float,
+    seed: int,
+    config: FitConfig,
+    log: Callable[[dict[str, float], int], None],
+) -> Fitted:
+    """Step on the adapter's parameters, and leave it as it was when its validation score was highest."""
+    subject, responses = train.subject, torch.from_numpy(train.responses)
+    adapter, best = model.adapter(subject), start
     kept, kept_epoch = copy.deepcopy(adapter.state_dict()), 0
     adapter.requires_grad_(True)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.lr)
@@ -118,13 +174,12 @@ def fit_adapter(
     for epoch in range(1, config.epochs + 1):
         total = 0.0
         for rows in torch.randperm(len(train), generator=generator).split(config.batch_size):
-            output = model.decode(streams[rows], {subject: slice(0, len(rows))})
-            loss = objective(model, output, {subject: responses[rows]}, LossConfig()).total
+            loss = objective(model, forward(rows), {subject: responses[rows]}, LossConfig()).total
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(rows)
-        score = _score(model, subject, held_out, validation.responses)
+        score = _score(held_out, validation)
         log({"train/loss": total / len(train), "validation/voxel_r": score}, epoch)
         if score > best:
             best, kept_epoch, kept = score, epoch, copy.deepcopy(adapter.state_dict())
@@ -135,7 +190,9 @@ def fit_adapter(
     return Fitted(start=start, kept=best, kept_epoch=kept_epoch)
 
 
-def _score(model: EncodingModel, subject: str, streams: Streams, responses: np.ndarray) -> float:
+def _score(forward: Forward, samples: Samples) -> float:
+    """Return the mean voxelwise correlation of the network's prediction."""
     with torch.no_grad():
-        voxel = model.decode(streams, {subject: slice(0, len(streams))}).subjects[subject].voxel.numpy()
-    return float(np.nan_to_num(voxelwise_r(voxel, responses)).mean())
+        parts = torch.arange(len(samples)).split(_SCORED_AT_ONCE)
+        voxel = torch.cat([forward(rows).subjects[samples.subject].voxel for rows in parts]).numpy()
+    return float(np.nan_to_num(voxelwise_r(voxel, samples.responses)).mean())

@@ -18,29 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foundation.model.adapter import Adapter, RoiValues
-from foundation.model.dual_stream import Streams, gaussian_field
+from foundation.model.dual_stream import Streams
 from foundation.model.encoding_model import EncodingModel
+from foundation.model.spatial import candidate_fields, gaussian_field
 
 ALPHAS = np.logspace(0, 6, 9)
-PLACES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
-SIZES = (0.08, 0.18)
-EVERYWHERE = 1.0
 N_FOLDS = 5
 _CONSTANT = 1e6  # the intercept's column is scaled up so that no penalty reaches it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """A candidate receptive field."""
-
-    place: tuple[float, float]
-    size: float
-
-
-def candidate_fields() -> list[Field]:
-    """Return the grid of candidates, the whole image last."""
-    grid = [Field(place=(x, y), size=size) for size in SIZES for y in PLACES for x in PLACES]
-    return [*grid, Field(place=(0.5, 0.5), size=EVERYWHERE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +86,36 @@ def ridge_start(
     fitted on are better than any to come, and voxels fitted on them would trust them too much.
     """
     adapter = model.adapter(subject)
-    fields = candidate_fields()
-    place = torch.tensor([f.place for f in fields])
-    log_size = torch.tensor([f.size for f in fields]).log()
-    weighting = gaussian_field(place, log_size, adapter.side)
+    candidates = candidate_fields()
+    weighting = gaussian_field(candidates.place, candidates.log_size, model.streams.side)
+    if model.config.readout == "mean":
+        weighting = torch.full_like(weighting[:1], 1 / model.streams.side**2)
 
     targets = adapter.roi_means(responses).numpy()
     everyone = np.arange(len(targets))
     where = list(torch.einsum("gp,bpw->gbw", weighting, streams.patch).numpy())
     what, choice, weights = _roi_readouts(streams, where, targets, everyone, seed=seed)
-    _set_rois(adapter, what, place[choice], log_size[choice], weights)
+    _set_rois(adapter, what, weights)
     _lend_embeddings(model, subject)
+    adapter.place_fields(candidates, voxel=None, roi=torch.from_numpy(choice))
+    if "holistic" not in model.config.decoders:
+        return
     roi = _out_of_fold(adapter, streams, where, targets, seed=seed)
 
     features = model.voxel_features(streams, subject, roi)
     left = (responses - features.offset).numpy()
-    shared = (features.holistic_gain * features.components).numpy()
-    local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.local_gain
+    shared = (features.gain * features.components).numpy()
+    local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.gain
     seen = [np.hstack([shared, through.numpy()]) for through in local]
-    choice, weights = _best_field(seen, left, constant=features.holistic_gain[:, 0].numpy(), seed=seed)
+    voxel_choice, weights = _best_field(seen, left, constant=features.gain[:, 0].numpy(), seed=seed)
     n_component = shared.shape[1]
     _set(adapter.voxel_component, weights[:n_component].T)
-    _set(adapter.voxel_local, weights[n_component:-1].T)
+    if "patch" in model.config.streams:
+        _set(adapter.voxel_local, weights[n_component:-1].T)
     _set(adapter.voxel_bias, weights[-1])
-    _set(adapter.voxel_residual, np.zeros(adapter.voxel_residual.shape))
-    _set(adapter.voxel_place, place[choice])
-    _set(adapter.voxel_log_size, log_size[choice])
+    if "residual" in model.config.decoders:
+        _set(adapter.voxel_residual, np.zeros(adapter.voxel_residual.shape))
+    adapter.place_fields(candidates, voxel=torch.from_numpy(voxel_choice), roi=None)
 
 
 def _roi_readouts(
@@ -140,12 +128,12 @@ def _roi_readouts(
     return what, choice, weights
 
 
-def _set_rois(adapter: Adapter, what: np.ndarray, place: Tensor, log_size: Tensor, weights: np.ndarray) -> None:
-    _set(adapter.roi_cls, what[:-1].T)
-    _set(adapter.roi_patch, weights[:-1].T)
+def _set_rois(adapter: Adapter, what: np.ndarray, weights: np.ndarray) -> None:
+    if "cls" in adapter.config.streams:
+        _set(adapter.roi_cls, what[:-1].T)
+    if "patch" in adapter.config.streams:
+        _set(adapter.roi_patch, weights[:-1].T)
     _set(adapter.roi_bias, np.stack([what[-1], weights[-1]]))
-    _set(adapter.roi_place, place)
-    _set(adapter.roi_log_size, log_size)
 
 
 def _out_of_fold(
@@ -174,7 +162,8 @@ def _lend_embeddings(model: EncodingModel, subject: str) -> None:
     mine = model.adapter(subject)
 
     def tuning(adapter: Adapter) -> Tensor:
-        return F.normalize(torch.cat([adapter.roi_cls, adapter.roi_patch], dim=1), dim=1)
+        readouts = [getattr(adapter, f"roi_{stream}") for stream in adapter.config.streams]
+        return F.normalize(torch.cat(readouts, dim=1), dim=1)
 
     nearest = (tuning(mine) @ torch.cat([tuning(a) for a in others]).T).argmax(1)
     mine.roi_embedding.copy_(torch.cat([a.roi_embedding for a in others])[nearest])

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
 from foundation.config import OptimConfig
+from foundation.losses import Stage
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.engine import load_optimiser_state, save_optimiser_state
-from foundation.training.optim import build_optimiser
+from foundation.training.optim import build_optimiser, set_rates
 
 SHARDS = "deepspeed"
 
@@ -47,11 +48,10 @@ class DeepSpeedEngine:
         """The module to call in training."""
         return self._engine
 
-    def step(self, loss: Tensor, *, lr: float) -> float:
+    def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
         """Back-propagate, reduce, clip, update; return the global norm of the gradient before clipping."""
         self._engine.backward(loss)
-        for group in self._optimiser.param_groups:
-            group["lr"] = lr
+        set_rates(self._optimiser.param_groups, lr, stage)
         whole = self._norm_of_whole_gradients() if self._stage == 0 else None
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if whole is None else whole

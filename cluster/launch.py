@@ -17,8 +17,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.config import ClusterConfig
 from data.home import VARIABLE, home
+from foundation.training.course import train_run
 from foundation.training.reporter import Reporter, follow
-from foundation.training.run import Plan, describe_run, set_threads, train_run
+from foundation.training.run import Plan, describe_run, set_threads
 
 NEW = "local"
 """Ray's own word for the address of a cluster that is yet to be started; ``auto`` is that for one on this machine."""

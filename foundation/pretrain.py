@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -27,13 +27,16 @@ from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
 from foundation.tracking.scores import log_scores
+from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
-from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads, train_run
+from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads
 
 PROGRAM = "python -m foundation.pretrain"
 NEWEST = "newest"
 DEFAULT_RECIPE = "phantom-tiny"
+N_SAMPLES = 20
+"""Single trials that are drawn for each test image, to score the model as a distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class Pretrain:
     roi:FAMILY or atlas:PATH."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled (default: the whole epoch)."""
+    start: Literal["ridge", "random"] = "ridge"
+    """Start of the adapters: a closed-form path beside the network, its fields handed to the network; or neither."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     seed: int = 0
@@ -79,6 +84,7 @@ class Pretrain:
             encoder=recipe.data.encoder,
             parcels=recipe.data.parcels,
             shuffle_buffer=recipe.data.shuffle_buffer,
+            start=recipe.start,
             checkpoint_every=recipe.checkpoint_every,
             seed=recipe.seed,
             backbone=recipe.backbone,
@@ -104,6 +110,7 @@ class Pretrain:
             backbone=self.backbone,
             loss=self.loss,
             optim=self.optim,
+            start=self.start,
             checkpoint_every=self.checkpoint_every,
             seed=self.seed,
         )
@@ -164,6 +171,7 @@ def pretrain(command: Pretrain) -> None:
     )
     plan = Plan(recipe=recipe, store=where, directory=directory, tracking_uri=tracked.uri, tracking_run=tracked.id)
     try:
+        start_run(plan, tell=console.print)
         if command.cluster.engine == "local":
             with stop_file_on_signal(directory):
                 train_here(plan, tracked)
@@ -177,6 +185,7 @@ def pretrain(command: Pretrain) -> None:
             tracked.finish("KILLED")
             console.print(f"interrupted; go on with: {PROGRAM} {recipe.name} --resume {directory.name}")
             sys.exit(130)
+        finish_run(plan)
         _score_and_register(plan, store, names, tracked, console)
     except BaseException as error:
         if not isinstance(error, SystemExit):
@@ -219,18 +228,26 @@ def _open_run(command: Pretrain, recipe: Recipe, digest: str, where: str) -> tup
 def _score_and_register(
     plan: Plan, store: PooledStore, names: list[str], tracked: TrackedRun, console: Console
 ) -> None:
-    """Score the best checkpoint beside ridge, print and log the table, register the backbone."""
-    recipe, best = plan.recipe, plan.directory / "best"
-    model, made_from = load_model(best)
+    """Score the finished model beside ridge, print and log the table, register the backbone."""
+    recipe, final = plan.recipe, plan.directory / FINAL
+    model, made_from = load_model(final)
     tokens, split = store.tokens(recipe.data.encoder), split_of(store)
     pictures = store.picture_digests()
     scores = merge_scores(
-        score_subject({"manybrains": model}, store.subject(name), tokens, split, pictures=pictures, seed=recipe.seed)
+        score_subject(
+            {"manybrains": model},
+            store.subject(name),
+            tokens,
+            split,
+            pictures=pictures,
+            seed=recipe.seed,
+            n_samples=N_SAMPLES,
+        )
         for name in names
     )
     print_scores(scores)
     log_scores(tracked, scores)
-    tracked.artifact(best, "backbone")
+    tracked.artifact(final, "backbone")
     keys = ("store", "store_digest", "encoder_digest", "split_digest", "preprocessing_digest", "code_version", "step")
     lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
     lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{made_from['validation_voxel_r']:.6f}"}

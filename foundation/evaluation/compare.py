@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int
 
 from data.audit import audit_fit
@@ -14,6 +15,8 @@ from foundation.evaluation.measured import measured_test
 from foundation.evaluation.score import Scores, score
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.loop import predict_samples
+
+SAMPLE_BATCH = 64
 
 
 def model_prediction(
@@ -30,6 +33,22 @@ def model_prediction(
     return predict_samples(model, tokens, wanted)
 
 
+def model_samples(
+    model: EncodingModel, tokens: TokenReader, subject: str, rows: Int[np.ndarray, " image"], *, n: int, seed: int
+) -> Float32[np.ndarray, "sample image voxel"]:
+    """Return `n` single trials that `model` draws for each of the images in `rows`."""
+    device = model.streams.cls_mean.device
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = np.empty((n, len(rows), model.adapter(subject).n_voxel), np.float32)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(rows), SAMPLE_BATCH):
+            some = slice(start, start + SAMPLE_BATCH)
+            cls, patch = (torch.from_numpy(part).float().to(device) for part in tokens.read(rows[some]))
+            drawn[:, some] = model.sample(cls, patch, subject, n, generator=generator).cpu().numpy()
+    return drawn
+
+
 def score_subject(
     models: Mapping[str, EncodingModel],
     subject: SubjectStore,
@@ -42,6 +61,7 @@ def score_subject(
     preprocessing: Preprocessing = Preprocessing(),
     seed: int = 0,
     n_bootstraps: int = 1000,
+    n_samples: int = 0,
 ) -> Scores:
     """Score models and baselines on a subject's test images, all with the same sessions to learn from.
 
@@ -51,6 +71,8 @@ def score_subject(
         The store's (`PooledStore.picture_digests`), for the leakage audit, which comes before a baseline is fitted.
     baselines
         Names of `foundation.evaluation.baselines.BASELINES`.
+    n_samples
+        Single trials that each model draws for an image, to be scored as a distribution; 0: none.
 
     Raises
     ------
@@ -70,7 +92,14 @@ def score_subject(
     predictions |= {name: predict(name, tokens, train, rows, seed=seed) for name in baselines}
     training_mean = train.responses.mean(0)
     rng = np.random.default_rng(seed)
-    return score(predictions, measured, training_mean=training_mean, n_bootstraps=n_bootstraps, rng=rng)
+    drawn = {
+        name: model_samples(model, tokens, subject.name, rows, n=n_samples, seed=seed)
+        for name, model in models.items()
+        if n_samples
+    }
+    return score(
+        predictions, measured, training_mean=training_mean, n_bootstraps=n_bootstraps, rng=rng, samples=drawn or None
+    )
 
 
 NAMES = {

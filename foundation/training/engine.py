@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.config import OptimConfig
+from foundation.losses import Stage
 from foundation.model.encoding_model import EncodingModel
-from foundation.training.optim import build_optimiser
+from foundation.training.optim import build_optimiser, set_rates
 
 
 @runtime_checkable  # so that tests can check annotations with it
@@ -29,8 +30,11 @@ class Engine(Protocol):
         """The module to call in training."""
         ...
 
-    def step(self, loss: Tensor, *, lr: float) -> float:
-        """Back-propagate the loss (a mean over this rank's rows), update, and return the gradient's norm over ranks."""
+    def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
+        """Back-propagate the loss (a mean over this rank's rows), update, and return the gradient's norm over ranks.
+
+        With a `stage`, only its parameters move.
+        """
         ...
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -119,12 +123,13 @@ class LocalEngine:
         """The module to call in training."""
         return self.model
 
-    def step(self, loss: Tensor, *, lr: float) -> float:
+    def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
         """Back-propagate, clip, update; return the gradient's norm before clipping."""
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-        for group in self._optimiser.param_groups:
-            group["lr"] = lr
+        groups = self._optimiser.param_groups
+        moving = [p for group in groups if stage in (None, group["stage"]) for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(moving, self._clip)
+        set_rates(groups, lr, stage)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return float(norm)

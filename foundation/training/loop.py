@@ -22,7 +22,7 @@ from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.engine import Engine
-from foundation.training.optim import learning_rate
+from foundation.training.optim import learning_rate, stage_at
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -57,8 +57,7 @@ def predict_samples(model: EncodingModel, tokens: TokenReader, samples: Samples)
     with torch.inference_mode():
         for batch in ordered_batches(tokens, samples):
             batch = batch.to(device)
-            rows = {name: part.rows for name, part in batch.parts.items()}
-            found.append(model(batch.cls, batch.patch, rows).subjects[samples.subject].voxel.cpu().numpy())
+            found.append(model.predict(batch.cls, batch.patch, samples.subject).cpu().numpy())
     model.train(was_training)
     return np.concatenate(found)
 
@@ -120,7 +119,8 @@ def train(
         rows = {name: part.rows for name, part in batch.parts.items()}
         output = engine.wrapped(batch.cls, batch.patch, rows, sample=True)
         responses = {name: part.responses for name, part in batch.parts.items()}
-        losses = objective(engine.model, output, responses, recipe.loss)
+        stage = stage_at(step, n_steps, recipe.optim)
+        losses = objective(engine.model, output, responses, recipe.loss, stage=stage)
         rate = learning_rate(step, n_steps, recipe.optim)
         loss = float(losses.total.detach())
         if not math.isfinite(loss):
@@ -128,7 +128,7 @@ def train(
                 f"the loss of step {step} is {loss}; start a run with --optim.lr below {recipe.optim.lr:g} "
                 f"(the newest whole checkpoint: {newest_checkpoint(course.directory) or 'none yet'})"
             )
-        norm = engine.step(losses.total, lr=rate)
+        norm = engine.step(losses.total, lr=rate, stage=stage)
         progress.step = step + 1
         terms = {f"train/{name}": float(term.detach()) for name, term in losses.terms.items()}
         means = engine.mean([loss, *terms.values()])

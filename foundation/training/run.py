@@ -1,34 +1,20 @@
-"""A training run from its plan: what every worker does, be it one process or many."""
+"""A training run as a directory: its plan, what describes it, and which one may be resumed."""
 
 import json
 import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from data.audit import audit_fit
 from data.home import home
-from data.parcels import Parcels, make_parcels, parse_parcels
-from data.preprocess import Preprocessing, samples
 from data.schema import json_digest
-from data.splits import split_of
-from data.store import PooledStore
-from foundation.checkpoint import load_model, newest_checkpoint, write_json
-from foundation.config import OptimConfig, Recipe
-from foundation.model.dual_stream import TokenShape
-from foundation.model.encoding_model import EncodingModel
-from foundation.training.engine import Engine
-from foundation.training.loop import Course, Log, Progress, train
-
-STATISTICS_IMAGES = 2048
-EngineFactory = Callable[[EncodingModel, OptimConfig], Engine]
+from foundation.checkpoint import write_json
+from foundation.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,82 +100,6 @@ def code_version() -> str:
         if done.returncode == 0:
             found += f"+{done.stdout.strip()}"
     return found
-
-
-def build_model(
-    recipe: Recipe, store: PooledStore, course_images: np.ndarray, parcels: dict[str, Parcels]
-) -> EncodingModel:
-    """Return a fresh model for subjects with `parcels`; the tokens' statistics are of (some of) `course_images`."""
-    tokens = store.tokens(recipe.data.encoder)
-    depth, patch, width = tokens.shape
-    of_voxels = {name: torch.from_numpy(of_subject.labels).long() for name, of_subject in parcels.items()}
-    torch.manual_seed(recipe.seed)
-    model = EncodingModel(TokenShape(depth=depth, patch=patch, width=width), recipe.backbone, of_voxels)
-    images = np.unique(course_images)
-    images = np.random.default_rng(recipe.seed).permutation(images)[:STATISTICS_IMAGES]
-    cls, patches = tokens.read(np.sort(images))
-    model.streams.set_statistics(torch.from_numpy(cls).float(), torch.from_numpy(patches).float())
-    return model
-
-
-def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trained", "interrupted"]:
-    """Train as `plan` says, from the newest checkpoint of its directory if there is one."""
-    recipe, store = plan.recipe, PooledStore.open(plan.store)
-    split = split_of(store)
-    names = [store.resolve_subject(s) for s in recipe.data.subjects]
-    train_samples = {name: samples(store.subject(name), split, "train") for name in names}
-    validation = {name: samples(store.subject(name), split, "validation") for name in names}
-    spec = parse_parcels(recipe.data.parcels)
-    parcels = {
-        name: make_parcels(
-            spec,
-            store.subject(name).voxels,
-            responses=train_samples[name],
-            split_digest=split.digest_of(store.subject(name).image),
-            seed=recipe.seed,
-        )
-        for name in names
-    }
-    pictures = store.picture_digests()
-    audit_fit(store.image_ids(), split, train_samples, validation, parcels=parcels, pictures=pictures)
-    progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
-    if checkpoint is None:
-        model = build_model(recipe, store, np.concatenate([s.image for s in train_samples.values()]), parcels)
-    else:
-        model, _ = load_model(checkpoint)
-        progress = Progress(**json.loads((checkpoint / "training.json").read_text()))
-    tokens = store.tokens(recipe.data.encoder)
-    for part in (train_samples, validation):
-        tokens.require(np.concatenate([s.image for s in part.values()]))
-    engine = make_engine(model, recipe.optim)
-    if checkpoint is not None:
-        engine.load_optimiser(checkpoint / "optimiser")
-    made_from = {
-        "recipe": recipe.to_json(),
-        "store": plan.store,
-        "store_digest": store.digest(names, recipe.data.encoder),
-        "subject_digests": {name: store.subject(name).digest for name in names},
-        "encoder_digest": tokens.digest,
-        "split_digest": split.digest_of(np.concatenate([store.subject(name).image for name in names])),
-        "preprocessing_digest": Preprocessing().digest,
-        "parcels": {name: of_subject.key for name, of_subject in parcels.items()},
-        "code_version": code_version(),
-        "run": plan.directory.name,
-    }
-    course = Course(
-        recipe=recipe,
-        tokens=tokens,
-        train=train_samples,
-        validation=validation,
-        directory=plan.directory,
-        made_from=made_from,
-    )
-    stop = plan.directory / "stop"
-    return train(engine, course, progress, log=log if engine.rank == 0 else _silent, stop=stop.exists)
-
-
-def _silent(metrics: Any, step: int) -> None:
-    """Log nothing: the other ranks."""
 
 
 def set_threads(n_workers_here: int) -> None:

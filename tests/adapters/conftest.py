@@ -28,7 +28,7 @@ def make_backbone() -> Callable[[], EncodingModel]:
         parcels = {name: torch.arange(N_VOXELS[name]) // 4 for name in ("subj01", "subj02")}
         model = EncodingModel(TokenShape(depth=2, patch=PATCHES, width=WIDTH), TINY_BACKBONE, parcels)
         torch.nn.init.normal_(model.vae.to_scale.weight, std=0.1)
-        torch.nn.init.constant_(model.vae.holistic_share, -0.5)
+        torch.nn.init.constant_(model.vae.holistic_logit, -0.5)
         return model.eval()
 
     return make

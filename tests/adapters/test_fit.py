@@ -11,8 +11,10 @@ from adapters.fit import FitConfig, Fitted, Method, fit_adapter, streams_of
 from data.preprocess import Samples, samples
 from data.splits import split_of
 from data.store import PooledStore
+from foundation.checkpoint import load_adapter, save_model
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.encoding_model import EncodingModel
+from foundation.model.lora import LowRankUpdate
 from foundation.training.loop import predict_samples
 from tests.tiny_store import ENCODER, N_VOXELS
 
@@ -66,9 +68,7 @@ def validation(tiny_store: Path) -> Samples:
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
+    torch.testing.assert_close(dict(one), dict(other), rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_start_alone_already_predicts(fit):
@@ -78,9 +78,9 @@ def test_the_start_alone_already_predicts(fit):
     assert done.logged == {0: {"validation/voxel_r": done.fitted.start}}
 
 
-@pytest.mark.parametrize("lr", [3e-3, 3e-2, 10.0])
-def test_refinement_never_leaves_a_worse_validation_score_than_the_start(fit, tiny_store, validation, lr):
-    done = fit(config=replace(SHORT, lr=lr))
+@pytest.mark.parametrize(("method", "lr"), [("head", 3e-3), ("head", 3e-2), ("head", 10.0), ("lora", 3e-3)])
+def test_refinement_never_leaves_a_worse_validation_score_than_the_start(fit, tiny_store, validation, method, lr):
+    done = fit(method, config=replace(SHORT, lr=lr))
     assert done.fitted.kept >= done.fitted.start
     scores = {epoch: metrics["validation/voxel_r"] for epoch, metrics in done.logged.items()}
     assert done.fitted.kept == max(scores.values()) == scores[done.fitted.kept_epoch]
@@ -89,19 +89,20 @@ def test_refinement_never_leaves_a_worse_validation_score_than_the_start(fit, ti
     assert np.nan_to_num(found).mean() == pytest.approx(done.fitted.kept, abs=1e-4)
 
 
-def test_where_no_step_helps_the_start_is_kept_bit_for_bit(fit):
-    done = fit(config=FitConfig(lr=1e3, epochs=3))
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_where_no_step_helps_the_start_is_kept_bit_for_bit(fit, method):
+    done = fit(method, config=FitConfig(lr=1e3, epochs=3))
     assert done.fitted.kept_epoch == 0
     assert_same(done.adapter, fit("ridge").adapter)
 
 
-@pytest.mark.parametrize("method", ["ridge", "head"])
+@pytest.mark.parametrize("method", ["ridge", "head", "lora"])
 def test_the_backbone_and_the_other_subjects_are_unchanged_bit_for_bit(fit, make_backbone, method):
     after = fit(method).model.state_dict()
     assert_same({key: value for key, value in after.items() if SUBJECT not in key}, make_backbone().state_dict())
 
 
-@pytest.mark.parametrize("method", ["ridge", "head"])
+@pytest.mark.parametrize("method", ["ridge", "head", "lora"])
 def test_the_same_seed_gives_the_same_adapter(fit, method):
     first = fit(method)
     torch.rand(7)
@@ -139,6 +140,40 @@ def test_more_sessions_are_more_to_learn_from(fit):
     assert fit("ridge", n_sessions=1).adapter["voxel_bias"].shape == (N_VOXELS[SUBJECT],)
     one, three = fit("ridge", n_sessions=1), fit("ridge", n_sessions=3)
     assert not torch.equal(one.adapter["roi_cls"], three.adapter["roi_cls"])
+
+
+def test_low_rank_updates_are_learnt_and_are_the_subjects_alone(fit, make_backbone, tiny_store, validation):
+    done = fit("lora", config=replace(SHORT, lora_rank=2))
+    assert done.fitted.kept_epoch > 0
+    update = done.model.adapter(SUBJECT).lora
+    assert update is not None
+    assert update.rank == 2
+    assert all(up.any() for up in update.up.values())
+    cls, patch = (torch.from_numpy(t).float() for t in PooledStore.open(tiny_store).tokens(ENCODER).read(np.arange(6)))
+    rows = {"subj01": slice(0, 3), SUBJECT: slice(3, 6)}
+    found, frozen = done.model.streams_of(cls, patch, rows).patch, make_backbone().streams(cls, patch).patch
+    torch.testing.assert_close(found[:3], frozen[:3])
+    assert not torch.allclose(found[3:], frozen[3:], rtol=1e-3)
+
+
+def test_steps_from_tokens_are_steps_from_streams_while_no_update_has_moved(fit, monkeypatch):
+    """The two methods share all but the updates: with these held at zero, they take the same way."""
+    monkeypatch.setattr(LowRankUpdate, "updated", lambda self, module: {})
+    low_rank, head = fit("lora").logged, fit("head").logged
+    assert low_rank.keys() == head.keys()
+    for epoch, metrics in head.items():
+        assert low_rank[epoch] == pytest.approx(metrics, rel=1e-3), epoch
+
+
+def test_a_saved_adapter_with_updates_predicts_the_same_in_a_fresh_backbone(fit, make_backbone, tiny_store, tmp_path):
+    done, other = fit("lora"), make_backbone()
+    save_model(done.model, tmp_path, made_from={}, only=SUBJECT)
+    load_adapter(other, tmp_path)
+    cls, patch = (torch.from_numpy(t).float() for t in PooledStore.open(tiny_store).tokens(ENCODER).read(np.arange(9)))
+    with torch.inference_mode():
+        found, expected = (model.predict(cls, patch, SUBJECT) for model in (other, done.model))
+    assert done.model.adapter(SUBJECT).lora is not None
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_streams_computed_once_are_those_of_a_forward_pass(tiny_store, make_backbone, validation):

@@ -6,10 +6,11 @@ import torch
 from sklearn.linear_model import Ridge
 
 from adapters import ridge_start as module
-from adapters.ridge_start import Field, candidate_fields, ridge_start, solve
+from adapters.ridge_start import ridge_start, solve
 from foundation.evaluation.metrics import voxelwise_r
-from foundation.model.dual_stream import Streams, TokenShape, gaussian_field
+from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
+from foundation.model.spatial import candidate_fields, gaussian_field
 from tests.tiny_store import TINY_BACKBONE
 
 SIDE = 8
@@ -85,13 +86,23 @@ def test_more_features_than_images_are_solved_too():
     assert np.isfinite(solved.weights).all()
 
 
+CANDIDATES = candidate_fields()
+FIELDS = gaussian_field(CANDIDATES.place, CANDIDATES.log_size, SIDE)
+SMALL, LARGE = 0, len(CANDIDATES) - 2
+"""A small field and a large one, in opposite corners; the whole image comes last."""
+PLANTED = (SMALL, LARGE)
+
+
 def test_candidates_cover_the_image_at_several_sizes_and_as_a_whole():
-    fields = candidate_fields()
-    assert len({(f.place, f.size) for f in fields}) == len(fields)
-    assert {f.place for f in fields[:-1]} >= {(a, b) for a in (1 / 8, 7 / 8) for b in (1 / 8, 7 / 8)}
-    assert fields[-1].place == (0.5, 0.5)
-    whole = gaussian_field(torch.tensor([fields[-1].place]), torch.tensor([fields[-1].size]).log(), SIDE)
-    assert whole.max() < 1.5 * whole.min()
+    places, sizes = CANDIDATES.place.tolist(), CANDIDATES.log_size.tolist()
+    assert len({(*place, size) for place, size in zip(places, sizes, strict=True)}) == len(CANDIDATES)
+    for size in sorted(set(sizes))[:-1]:
+        corners = [place for place, its in zip(places, sizes, strict=True) if its == size]
+        assert all([a, b] in corners for a in (1 / 8, 7 / 8) for b in (1 / 8, 7 / 8))
+    assert places[-1] == [0.5, 0.5]
+    assert FIELDS[-1].max() < 1.5 * FIELDS[-1].min()
+    assert sizes[SMALL] < sizes[LARGE]
+    assert places[SMALL] == [1 - coordinate for coordinate in places[LARGE]]
 
 
 @pytest.fixture
@@ -102,7 +113,7 @@ def model() -> EncodingModel:
         TokenShape(depth=2, patch=SIDE * SIDE, width=5), TINY_BACKBONE, {"old": torch.arange(12) // 4, "new": PARCEL}
     )
     torch.nn.init.normal_(made.vae.to_scale.weight, std=0.1)
-    torch.nn.init.constant_(made.vae.holistic_share, -0.5)
+    torch.nn.init.constant_(made.vae.holistic_logit, -0.5)
     return made.eval().requires_grad_(False)
 
 
@@ -116,43 +127,42 @@ def streams(n: int = 150) -> Streams:
     )
 
 
-SMALL = min(candidate_fields(), key=lambda f: (f.size, f.place))
-LARGE = max(candidate_fields()[:-1], key=lambda f: (f.size, f.place))
-PLANTED = (SMALL, LARGE)  # in opposite corners
-
-
-def through(field: Field, seen: torch.Tensor) -> torch.Tensor:
+def through(candidate: int, seen: torch.Tensor) -> torch.Tensor:
     """What a receptive field sees of (image, patch, channel), scaled to unit variance."""
-    weighting = gaussian_field(torch.tensor([field.place]), torch.tensor([field.size]).log(), SIDE)[0]
-    found = torch.einsum("p,bpc->bc", weighting, seen)
+    found = torch.einsum("p,bpc->bc", FIELDS[candidate], seen)
     return found / found.std(0)
+
+
+def assert_sees_through(field: torch.nn.Module, units: list[int], candidate: int) -> None:
+    """Assert that these units' place and size are the candidate's."""
+    for name in ("place", "log_size"):
+        found, expected = getattr(field, name)[units], getattr(CANDIDATES, name)[candidate]
+        torch.testing.assert_close(found, expected.expand_as(found))
 
 
 def test_a_planted_receptive_field_of_an_roi_is_found(model):
     given = streams()
     tuning = torch.randn(2, TINY_BACKBONE.width, generator=torch.Generator().manual_seed(4))
-    signal = torch.stack([through(field, given.patch) @ w for field, w in zip(PLANTED, tuning, strict=True)], dim=1)
+    signal = torch.stack([through(k, given.patch) @ w for k, w in zip(PLANTED, tuning, strict=True)], dim=1)
     noise = 0.3 * torch.randn(len(signal), 8, generator=torch.Generator().manual_seed(5))
     ridge_start(model, "new", given, signal[:, PARCEL] + noise, seed=0)
     adapter = model.adapter("new")
-    for roi, field in enumerate(PLANTED):
-        np.testing.assert_allclose(adapter.roi_place[roi], field.place)
-        np.testing.assert_allclose(adapter.roi_log_size[roi].exp(), field.size, rtol=1e-5)
+    for roi, candidate in enumerate(PLANTED):
+        assert_sees_through(adapter.roi_field, [roi], candidate)
 
 
 def test_a_planted_receptive_field_of_a_voxel_is_found(model):
     given = streams()
     local = model.voxel_features(given, "new").local
     tuning = torch.randn(2, TINY_BACKBONE.n_local, generator=torch.Generator().manual_seed(4))
-    signal = torch.stack([through(field, local) @ w for field, w in zip(PLANTED, tuning, strict=True)], dim=1)
+    signal = torch.stack([through(k, local) @ w for k, w in zip(PLANTED, tuning, strict=True)], dim=1)
     sign = torch.tensor([1.0, -1.0]).repeat(4)  # an ROI's voxels cancel, so that its mean tells nothing
     planted = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
     noise = 0.1 * torch.randn(len(signal), 8, generator=torch.Generator().manual_seed(5))
     ridge_start(model, "new", given, sign * signal[:, planted] + noise, seed=0)
     adapter = model.adapter("new")
-    for voxel, which in enumerate(planted.tolist()):
-        np.testing.assert_allclose(adapter.voxel_place[voxel], PLANTED[which].place)
-        np.testing.assert_allclose(adapter.voxel_log_size[voxel].exp(), PLANTED[which].size, rtol=1e-5)
+    for which, candidate in enumerate(PLANTED):
+        assert_sees_through(adapter.voxel_field, torch.nonzero(planted == which).flatten().tolist(), candidate)
 
 
 def test_the_models_prediction_is_the_one_that_was_solved_for(model, monkeypatch):
@@ -171,10 +181,8 @@ def test_the_models_prediction_is_the_one_that_was_solved_for(model, monkeypatch
     features = model.voxel_features(given, "new")
     predicted = model.decode(given, {"new": slice(0, 150)}).subjects["new"].voxel
     for voxel, k in enumerate(choice):
-        field = candidate_fields()[k]
-        weighting = gaussian_field(torch.tensor([field.place]), torch.tensor([field.size]).log(), SIDE)[0]
-        local = features.local_gain * torch.einsum("p,bpc->bc", weighting, features.local)
-        seen = torch.cat([features.holistic_gain * features.components, local, features.holistic_gain], dim=1)
+        local = torch.einsum("p,bpc->bc", FIELDS[k], features.local)
+        seen = features.gain * torch.cat([features.components, local, torch.ones(150, 1)], dim=1)
         expected = features.offset[:, voxel] + seen @ torch.from_numpy(weights[:, voxel]).float()
         torch.testing.assert_close(predicted[:, voxel], expected, rtol=1e-3, atol=1e-4)
 

@@ -14,9 +14,12 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 import adapters.cli
+from data.splits import split_of
+from data.store import PooledStore
 from foundation import pretrain
 from foundation.checkpoint import load_adapter, load_model
 from foundation.config import DataConfig, Recipe
+from foundation.evaluation.compare import headline, score_subject
 from foundation.pretrain import NEWEST, Pretrain, arguments
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, find_backbone
@@ -90,7 +93,7 @@ def test_an_unknown_recipe_is_one_line_and_a_failing_exit(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         pretrain.main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: recipe 'v5' is unknown; there are phantom-tiny, phantom-standard, v4\n"
+    assert capsys.readouterr().err == f"error: recipe 'v5' is unknown; there are {', '.join(RECIPES)}\n"
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------------
@@ -192,12 +195,20 @@ def test_pretraining_leaves_a_finished_run_with_its_config_metrics_and_scores(pr
     assert describe_run(directory)["status"] == "finished"
 
 
-def test_the_registered_backbone_is_the_best_checkpoint_and_names_its_origin(pretrained, tiny_store):
+SETTLED = ("network_share", "noise_sd")
+"""What `finish_run` sets."""
+
+
+def test_the_registered_backbone_is_the_finished_best_checkpoint_and_names_its_origin(pretrained, tiny_store):
     backbone = find_backbone(pretrained)
     model, made_from = load_model(backbone.directory())
     (directory,) = runs_dir().glob("phantom-tiny-*")
-    expected, _ = load_model(directory / "best")
-    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
+    best, final = (dict(load_model(directory / name)[0].state_dict()) for name in ("best", "final"))
+    torch.testing.assert_close(dict(model.state_dict()), final, rtol=0, atol=0)
+    settled = {key for key in final if key.endswith(SETTLED)}
+    assert len(settled) == 2 * len(SETTLED)
+    for key, value in final.items():
+        assert torch.equal(value, best[key]) == (key not in settled), key
     assert model.subjects == ["subj01", "subj02"]
     assert aliases(backbone) == ["champion"]
     assert backbone.tags["kind"] == "backbone"
@@ -234,8 +245,26 @@ def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data
 def test_the_closed_form_alone_can_be_registered_by_name(call, pretrained):
     ended = call(adapters.cli.main, *"--subject subj05 --sessions 1 --method ridge --backbone tiny".split())
     assert (ended.code, ended.err) == (0, "")
-    newest = max(versions(), key=lambda label: (label.startswith("tiny.subj05"), label))
+    newest = max(versions_of("tiny.subj05"))
     assert find_backbone(newest).tags.items() >= {"method": "ridge", "sessions": "1", "kept_epoch": "0"}.items()
+
+
+def test_low_rank_updates_are_registered_with_the_adapter_and_load_to_the_same_scores(call, pretrained, tiny_store):
+    ended = call(adapters.cli.main, *"--subject 5 --sessions 2 --method lora --backbone tiny/1".split())
+    assert (ended.code, ended.err) == (0, "")
+    adapter = find_backbone(max(versions_of("tiny.subj05")))
+    assert adapter.tags["method"] == "lora"
+    metrics = read(adapter.run_id).data.metrics
+    model, _ = load_model(find_backbone(pretrained).directory())
+    load_adapter(model, adapter.directory())
+    assert (model.adapter("subj05").lora is not None) == (adapter.tags["kept_epoch"] != "0")
+    store = PooledStore.open(tiny_store)
+    scores = score_subject(
+        {"manybrains": model}, store.subject("subj05"), store.tokens(ENCODER), split_of(store),
+        pictures={}, n_sessions=2, n_bootstraps=20,
+    )  # fmt: skip
+    for name, value in headline(scores).items():
+        assert metrics[name] == pytest.approx(value, abs=1e-6), name
 
 
 REFUSED = {
@@ -303,8 +332,8 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     found = find_backbone(max(versions_of("tiny")))
     assert found.version == expected.version + 1
     assert found.run_id == run.info.run_id
-    one, other = (load_model(registered.directory())[0].state_dict() for registered in (found, expected))
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    one, other = (dict(load_model(registered.directory())[0].state_dict()) for registered in (found, expected))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
     assert "no unfinished run of this recipe and data" in again.err

@@ -62,6 +62,23 @@ def test_the_error_is_close_to_that_of_predicting_each_image_without_it():
         assert best.error[v] == pytest.approx(np.mean(np.square(errors)), rel=0.1)
 
 
+@pytest.mark.parametrize("n_features", [7, 90], ids=["primal", "kernel"])
+def test_what_is_left_out_is_predicted_as_by_a_refit_without_it(n_features):
+    x, new, y = problem(n_features)
+    best = best_of([candidate_of_features(x, new)], y)
+    for v, alpha in enumerate(best.alpha):
+        for i in range(0, len(y), 7):
+            left = np.arange(len(y)) != i
+            refit = Ridge(alpha=alpha).fit(x[left].astype(np.float64), y[left, v]).predict(x[i : i + 1])
+            np.testing.assert_allclose(best.left_out[i, v], refit[0], rtol=1e-3, atol=1e-3)
+
+
+def test_dual_weights_of_the_training_images_are_those_of_the_features():
+    x, new, y = problem(90)
+    best = best_of([candidate_of_features(x, new)], y)
+    np.testing.assert_allclose(new @ (x.T @ best.dual) + best.mean, best.prediction, rtol=1e-3, atol=1e-3)
+
+
 def test_each_voxel_takes_the_candidate_that_explains_it():
     rng = np.random.default_rng(0)
     pairs = [standardised_pair(*(rng.standard_normal((n, 30)).astype(np.float32) for n in (150, 40))) for _ in range(3)]

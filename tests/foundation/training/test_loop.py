@@ -17,9 +17,10 @@ from data.store import PooledStore
 from foundation.checkpoint import checkpoints, load_model, newest_checkpoint
 from foundation.config import Recipe
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.training.course import train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.loop import Course, predict_samples, validate
-from foundation.training.run import Plan, train_run
+from foundation.training.run import Plan
 from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
 
 N_STEPS = 20
@@ -70,10 +71,7 @@ def assert_same(one: Path, other: Path) -> None:
     *mine, my_progress = result(one)
     *theirs, their_progress = result(other)
     assert my_progress == their_progress
-    for a, b in zip(mine, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for key, value in a.items():
-            assert torch.equal(value, b[key]), key
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +103,7 @@ def test_what_is_logged_adds_up_to_the_objective(whole, tiny_store):
 def test_checkpoints_are_left_as_often_as_asked_and_the_newest_are_kept(whole):
     directory, _ = whole
     assert [path.name for path in checkpoints(directory)] == ["step-0000018", "step-0000020"]
-    assert {path.name for path in directory.iterdir()} == {"best", "checkpoints"}
+    assert {path.name for path in directory.iterdir()} == {"start", "best", "checkpoints"}
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"step-0000018", "step-0000020"}
 
 
@@ -208,12 +206,11 @@ def test_no_gradient_step_sees_a_validation_or_test_response(tiny_store, whole, 
     run_once(tiny_recipe(tmp_path / "spoilt.zarr"), tmp_path / "run")
     weights, best, optimiser, progress = result(tmp_path / "run")
     expected_weights, expected_best, expected_optimiser, expected_progress = result(whole[0])
-    for found, expected in ((weights, expected_weights), (optimiser, expected_optimiser)):
-        for key, value in found.items():
-            assert torch.equal(value, expected[key]), key
+    found, expected = (weights, optimiser), (expected_weights, expected_optimiser)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     if part == "test":  # test responses don't pick the best model either; validation responses do
         assert progress == expected_progress
-        assert all(torch.equal(value, expected_best[key]) for key, value in best.items())
+        torch.testing.assert_close(best, expected_best, rtol=0, atol=0, equal_nan=True)
     else:
         assert progress["best_score"] != expected_progress["best_score"]
 

@@ -1,6 +1,7 @@
 """The schedule's closed form, and what is decayed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from foundation.config import OptimConfig
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.training.optim import build_optimiser, learning_rate, parameter_groups
+from foundation.training.optim import build_optimiser, learning_rate, parameter_groups, set_rates, stage_at, stage_of
 from tests.tiny_store import TINY_BACKBONE
 
 CONFIG = OptimConfig(lr=0.02, warmup=0.1, weight_decay=0.05)
@@ -50,4 +51,31 @@ def test_only_weight_matrices_decay(model):
     assert {name.rsplit(".", 1)[-1] for name in names} == expected
     assert all("norm" not in name for name in names)
     free = {name.rsplit(".", 1)[-1] for name in named.keys() - names}
-    assert free >= {"bias", "roi_bias", "voxel_bias", "dt_bias", "A_log", "D", "roi_place", "voxel_place", "queries"}
+    assert free >= {"bias", "roi_bias", "voxel_bias", "dt_bias", "A_log", "D", "place", "log_size", "queries"}
+
+
+def test_the_first_share_of_the_steps_is_stage_1s_and_without_a_share_both_train():
+    staged = replace(CONFIG, stage1_share=0.3)
+    assert [stage_at(step, 10, staged) for step in range(10)] == 3 * ["stage1"] + 7 * ["stage2"]
+    assert {stage_at(step, 10, CONFIG) for step in range(10)} == {None}
+
+
+def test_stage_1_owns_the_streams_and_what_reads_rois_from_them_and_stage_2_the_rest(model):
+    named = dict(model.named_parameters())
+    first = {name for name in named if stage_of(name) == "stage1"}
+    assert first > {name for name in named if name.startswith("streams.")}
+    of_subject = {name.split(".", 2)[2] for name in first if name.startswith("adapters.")}
+    assert of_subject == {
+        "roi_cls", "roi_patch", "roi_bias", "roi_gate", "roi_gate_bias", "roi_field.place", "roi_field.log_size",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", None])
+def test_a_stage_that_rests_has_no_rate(model, stage):
+    groups = build_optimiser(model, CONFIG).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    set_rates(groups, 0.5, stage)
+    for group in groups:
+        stages = {stage_of(names[id(parameter)]) for parameter in group["params"]}
+        assert group["lr"] == (0.5 if stage is None or stages == {stage} else 0)
+        assert len(stages) == 1

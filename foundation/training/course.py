@@ -1,0 +1,206 @@
+"""A training run from its plan: the closed-form start, what every worker does, and what is settled at the end.
+
+::
+
+    start_run    once   parcels, token statistics, each subject's closed-form path      -> start/
+    train_run    each worker, be it one process or many                                 -> checkpoints/, best/
+    finish_run   once   the network's share in each voxel, the noise of single trials   -> final/
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data.audit import audit_fit
+from data.parcels import Parcels, make_parcels, parse_parcels
+from data.preprocess import Preprocessing, Samples, samples, training_reliability
+from data.splits import Split, split_of
+from data.store import PooledStore, TokenReader
+from foundation.checkpoint import load_model, new_directory, newest_checkpoint, save_model
+from foundation.closed_form.finish import finish_adapter
+from foundation.closed_form.linear_start import linear_start
+from foundation.config import OptimConfig, Recipe
+from foundation.model.dual_stream import TokenShape
+from foundation.model.encoding_model import EncodingModel
+from foundation.roi_targets import voxel_weights
+from foundation.training.engine import Engine
+from foundation.training.loop import Course, Log, Progress, train
+from foundation.training.run import Plan, code_version
+
+STATISTICS_IMAGES = 2048
+START, FINAL = "start", "final"
+EngineFactory = Callable[[EncodingModel, OptimConfig], Engine]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: the training and validation images of its subjects, audited."""
+
+    plan: Plan
+
+    @cached_property
+    def store(self) -> PooledStore:
+        """The store."""
+        return PooledStore.open(self.plan.store)
+
+    @cached_property
+    def split(self) -> Split:
+        """The store's split."""
+        return split_of(self.store)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.plan.recipe
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The subjects."""
+        return [self.store.resolve_subject(s) for s in self.recipe.data.subjects]
+
+    @cached_property
+    def train(self) -> dict[str, Samples]:
+        """Training images."""
+        return {name: samples(self.store.subject(name), self.split, "train") for name in self.names}
+
+    @cached_property
+    def validation(self) -> dict[str, Samples]:
+        """Validation images."""
+        return {name: samples(self.store.subject(name), self.split, "validation") for name in self.names}
+
+    @cached_property
+    def parcels(self) -> dict[str, Parcels]:
+        """Stage-1 ROIs."""
+        spec = parse_parcels(self.recipe.data.parcels)
+        return {
+            name: make_parcels(
+                spec,
+                self.store.subject(name).voxels,
+                responses=self.train[name],
+                split_digest=self.split.digest_of(self.store.subject(name).image),
+                seed=self.recipe.seed,
+            )
+            for name in self.names
+        }
+
+    @cached_property
+    def tokens(self) -> TokenReader:
+        """The encoder's tokens, which are there for every image that is needed."""
+        tokens = self.store.tokens(self.recipe.data.encoder)
+        for part in (self.train, self.validation):
+            tokens.require(np.concatenate([s.image for s in part.values()]))
+        return tokens
+
+    def audit(self) -> None:
+        """Refuse a leak."""
+        pictures = self.store.picture_digests()
+        ids = self.store.image_ids()
+        audit_fit(ids, self.split, self.train, self.validation, parcels=self.parcels, pictures=pictures)
+
+    @cached_property
+    def made_from(self) -> dict[str, Any]:
+        """The lineage that a model of this run carries."""
+        images = np.concatenate([self.store.subject(name).image for name in self.names])
+        return {
+            "recipe": self.recipe.to_json(),
+            "store": self.plan.store,
+            "store_digest": self.store.digest(self.names, self.recipe.data.encoder),
+            "subject_digests": {name: self.store.subject(name).digest for name in self.names},
+            "encoder_digest": self.tokens.digest,
+            "split_digest": self.split.digest_of(images),
+            "preprocessing_digest": Preprocessing().digest,
+            "parcels": {name: of_subject.key for name, of_subject in self.parcels.items()},
+            "code_version": code_version(),
+            "run": self.plan.directory.name,
+        }
+
+
+def build_model(
+    recipe: Recipe, tokens: TokenReader, course_images: np.ndarray, parcels: dict[str, Parcels]
+) -> EncodingModel:
+    """Return a fresh model for subjects with `parcels`; the tokens' statistics are of (some of) `course_images`."""
+    depth, patch, width = tokens.shape
+    of_voxels = {name: torch.from_numpy(of_subject.labels).long() for name, of_subject in parcels.items()}
+    torch.manual_seed(recipe.seed)
+    model = EncodingModel(TokenShape(depth=depth, patch=patch, width=width), recipe.backbone, of_voxels)
+    images = np.unique(course_images)
+    images = np.random.default_rng(recipe.seed).permutation(images)[:STATISTICS_IMAGES]
+    cls, patches = tokens.read(np.sort(images))
+    model.streams.set_statistics(torch.from_numpy(cls).float(), torch.from_numpy(patches).float())
+    return model
+
+
+def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
+    """Write the model that training starts from, unless it is there: the run is then resumed."""
+    if (plan.directory / START).exists():
+        return
+    material = Material(plan)
+    material.audit()
+    recipe, tokens = plan.recipe, material.tokens
+    images = np.concatenate([s.image for s in material.train.values()])
+    model = build_model(recipe, tokens, images, material.parcels).eval()
+    for name, train_samples in material.train.items():
+        adapter = model.adapter(name)
+        if recipe.loss.roi_target != "top-p":
+            weights = _target_weights(material, name, adapter.parcel)
+            adapter.target_weight.copy_(weights)
+        if recipe.start == "ridge":
+            tell(f"closed-form start of {name}: {len(train_samples)} images, {adapter.n_voxel} voxels")
+            linear_start(model, name, tokens, train_samples, seed=recipe.seed)
+    with new_directory(plan.directory / START) as directory:
+        save_model(model, directory, made_from=material.made_from)
+
+
+def _target_weights(material: Material, name: str, parcel: torch.Tensor) -> torch.Tensor:
+    """Return the voxels' weights in Stage 1's targets, from training trials alone."""
+    target, reliability = material.recipe.loss.roi_target, None
+    if target == "reliability-weighted":
+        found, _ = training_reliability(material.store.subject(name), material.split)
+        reliability = None if found is None else torch.from_numpy(found)
+    responses = torch.from_numpy(material.train[name].responses)
+    return voxel_weights(target, parcel, responses=responses, reliability=reliability)
+
+
+def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trained", "interrupted"]:
+    """Train as `plan` says, from the newest checkpoint of its directory if there is one, else from its start."""
+    material, recipe = Material(plan), plan.recipe
+    material.audit()
+    progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
+    if checkpoint is None:
+        start_run(plan)
+    model, _ = load_model(checkpoint or plan.directory / START)
+    engine = make_engine(model, recipe.optim)
+    if checkpoint is not None:
+        progress = Progress(**json.loads((checkpoint / "training.json").read_text()))
+        engine.load_optimiser(checkpoint / "optimiser")
+    course = Course(
+        recipe=recipe,
+        tokens=material.tokens,
+        train=material.train,
+        validation=material.validation,
+        directory=plan.directory,
+        made_from=material.made_from,
+    )
+    stop = plan.directory / "stop"
+    return train(engine, course, progress, log=log if engine.rank == 0 else _silent, stop=stop.exists)
+
+
+def finish_run(plan: Plan) -> None:
+    """Write the model that is scored and registered: the best checkpoint, with what only validation images settle."""
+    material = Material(plan)
+    model, made_from = load_model(plan.directory / "best")
+    for name, validation in material.validation.items():
+        subject = material.store.subject(name)
+        finish_adapter(model, subject, material.tokens, material.split, validation, seed=plan.recipe.seed)
+    with new_directory(plan.directory / FINAL) as directory:
+        save_model(model, directory, made_from=made_from)
+
+
+def _silent(metrics: Any, step: int) -> None:
+    """Log nothing: the other ranks."""
