@@ -142,7 +142,7 @@ def _out_of_fold(
     """Return each image's ROI values from readouts that were fitted without it, their fields chosen without it."""
     within = adapter.roi_values(streams)
     what, patch = np.empty_like(targets), np.empty_like(targets)
-    for fit, held in KFold(N_FOLDS, shuffle=True, random_state=seed).split(targets):
+    for fit, held in KFold(min(N_FOLDS, len(targets)), shuffle=True, random_state=seed).split(targets):
         from_cls, choice, from_patch = _roi_readouts(streams, where, targets, fit, seed=seed)
         what[held] = streams.cls.numpy()[held] @ from_cls[:-1] + from_cls[-1]
         for field in np.unique(choice):

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.config import ClusterConfig
 from data.home import VARIABLE, home
-from foundation.training.course import train_run
+from foundation.training.course import start_run, train_run
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, set_threads
 
@@ -103,6 +103,7 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     """
     connect(cluster)
     _check_room(cluster)
+    start_run(plan)  # here, so that workers find it and don't write it side by side
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     environment[VARIABLE] = str(home())
     setting = Setting(plan=plan, cluster=cluster, environment=environment)

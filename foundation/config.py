@@ -91,6 +91,17 @@ class BackboneConfig:
     mamba: MambaConfig = field(default_factory=MambaConfig)
     """The blocks."""
 
+    def __post_init__(self) -> None:
+        for name in ("streams", "decoders", "scan_orders"):
+            chosen = getattr(self, name)
+            if not chosen or (name != "scan_orders" and len(set(chosen)) < len(chosen)):
+                raise ValueError(f"backbone.{name} is {chosen!r}; name one at least, and each once")
+        sizes = ("width", "token_budget", "n_gate", "n_contrast", "latent", "n_query", "n_component", "n_local")
+        for name in (*sizes, "n_residual", "n_linear_whole", "n_linear_field", "linear_grid"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"backbone.{name} is {size}; it must be 1 at least")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -128,8 +139,12 @@ class OptimConfig:
     batch_size: int = 32
     """Images per step over all workers."""
     stage1_share: float | None = None
-    """Staged training: the share of the steps that train Stage 1 alone, after which it is frozen and Stage 2 trains;
-    None: both train jointly."""
+    """Staged training: the share of the steps that train Stage 1 alone, after which it is frozen and Stage 2 trains,
+    in one course of the learning rate; None: both train jointly."""
+
+    def __post_init__(self) -> None:
+        if self.stage1_share is not None and not 0 < self.stage1_share < 1:
+            raise ValueError(f"optim.stage1_share is {self.stage1_share}; it must lie between 0 and 1, or be None")
 
 
 @dataclass(frozen=True, kw_only=True)

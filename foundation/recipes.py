@@ -40,7 +40,7 @@ RECIPES = {
                 scan_orders=("raster",),
                 readout="mean",
                 gate="image",
-                n_gate=1024,
+                n_gate=1024,  # the paper doesn't tell; twice the width
                 n_contrast=512,
                 n_encoder_layer=2,
                 n_decoder_layer=2,
@@ -54,10 +54,19 @@ RECIPES = {
             start="random",
         ),
         Recipe(
-            name="v4",  # recordings of macaque V4 (tests/recordings/v4.json), 256 patches of a ViT-S/14
+            name="v4",  # recordings of macaque V4 (tests/recordings/v4.json): few units, so full ranks cost little
             data=DataConfig(encoder="encoder-vits14", subjects=("PE201025", "PE210224", "PE210325"), parcels="auto:8"),
-            backbone=BackboneConfig(width=64, n_patch_layer=2, dropout=0.2),
-            optim=OptimConfig(epochs=8),
+            backbone=BackboneConfig(
+                width=64,
+                n_cls_layer=1,
+                n_patch_layer=2,
+                token_budget=8,
+                scan_orders=("raster", "reversed", "column", "column-reversed"),
+                n_linear_whole=64,
+                n_linear_field=64,
+                token_dropout=0.2,
+            ),
+            optim=OptimConfig(lr=1.5e-3, weight_decay=0.1, epochs=10),
         ),
     )
 }

@@ -2,8 +2,8 @@
 
 With ``K = U diag(s) U'`` the centred kernel of the training images and ``y`` a voxel's centred responses, the residuals
 under penalty ``a`` are ``U diag(a / (s + a)) U' y`` and the model has ``1 + sum s / (s + a)`` degrees of freedom. A
-candidate's error is generalised cross-validation (Golub, Heath & Wahba 1979), leaving one image out at a time in closed
-form:
+candidate's error is generalised cross-validation (Golub, Heath & Wahba 1979), which is leaving one image out at a time
+with the mean leverage in place of each image's own:
 
     GCV(a) = n ||y - y_hat||^2 / (n - degrees of freedom)^2.
 
@@ -162,6 +162,32 @@ def best_of(
             left_out[:, voxels] = responses[:, voxels] - left / (1 - leverage[:, choice])
     assert prediction is not None, "no candidate was given"
     return Best(prediction, which, alpha, error, mean, dual, left_out)
+
+
+def lowest_errors(
+    candidates: Iterable[Candidate],
+    responses: Float[np.ndarray, "image voxel"],
+    *,
+    alphas: tuple[float, ...] = ALPHAS,
+) -> Float32[np.ndarray, "candidate voxel"]:
+    """Return each candidate's generalised cross-validation error under its best penalty, for every voxel."""
+    centred = (responses - responses.mean(0, dtype=np.float64)).astype(np.float32)
+    total = np.square(centred).sum(0, dtype=np.float64)
+    grid = np.asarray(alphas, np.float32)
+    errors = [gcv(candidate, candidate.vectors.T @ centred, total, alphas=grid).min(0) for candidate in candidates]
+    return np.asarray(errors, np.float32)
+
+
+def shortlist(errors: Float32[np.ndarray, "candidate voxel"], size: int) -> Int[np.ndarray, " kept"]:
+    """Return `size` candidates, or all, that leave the voxels the least error together: greedily, in their order."""
+    left = np.full(errors.shape[1], errors.max())
+    kept: list[int] = []
+    while len(kept) < min(size, len(errors)):
+        gain = np.maximum(left - errors, 0).sum(1, dtype=np.float64)
+        gain[kept] = -1
+        kept.append(int(gain.argmax()))
+        left = np.minimum(left, errors[kept[-1]])
+    return np.sort(np.asarray(kept))
 
 
 def mixtures(n_bands: int, *, n_mixtures: int = N_MIXTURES, seed: int = 0) -> Float32[np.ndarray, "mixture band"]:

@@ -3,12 +3,14 @@
 1. **whole**: banded ridge on the CLS tokens and the coarse patches of every depth; a voxel's mixture of bands and its
    penalty are those of least generalised cross-validation error.
 2. **field**: ridge on the patches seen through a Gaussian field; a voxel's field is chosen likewise, among a pyramid of
-   places and sizes (St-Yves & Naselaris 2018).
+   places and sizes (St-Yves & Naselaris 2018) that is screened on the channels' principal axes first.
 3. **stack**: both are added with non-negative weights per voxel, fitted on predictions that leave each image out
    (Lin et al. 2024).
 
-Both terms are then cut to the path's ranks: the directions kept are those that carry the most variance of what was
-predicted for left-out images, so that a subject of 16,000 voxels keeps a few numbers a voxel.
+Both terms are then cut to the path's ranks, so that a subject of 16,000 voxels keeps a few numbers a voxel: of the
+first, the directions over voxels that carry the most variance of what is predicted for left-out images; of the second,
+the best factors for patches of the measured covariance. An image that is left out had a share in choosing kernel,
+field and penalty, which favours the second term, whose choice is larger.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int, Int64
 from torch import Tensor
 
 from data.preprocess import Samples
@@ -27,13 +29,19 @@ from foundation.closed_form.kernel_ridge import (
     best_of,
     candidate_of_features,
     candidate_of_kernel,
+    lowest_errors,
     mixtures,
+    shortlist,
 )
 from foundation.closed_form.token_features import patches_under
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.spatial import CandidateFields, field_pyramid, gaussian_field
 
 N_MIXTURES = 40
+N_FIELDS = 64
+"""Fields of the pyramid that are solved in full, after a screening of all of them."""
+SCREENING_AXES = 128
+"""Principal axes of the patches' channels that fields are screened on."""
 GROUP_BYTES = 2**29
 _BATCH = 128
 _SMALLEST_SD = 1e-6
@@ -74,7 +82,7 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     by_whole = whole.solve(responses, seed=seed)
     candidates = field_pyramid()
     seen = _Seen(model, tokens, train.image, candidates)
-    by_field = best_of(seen.candidates(), np.hstack([responses, rois]))
+    by_field, choice = seen.solve(np.hstack([responses, rois]), whole.patch_axes(SCREENING_AXES))
     voxels = slice(0, n_voxel)
     shares = stack([by_whole.left_out, by_field.left_out[:, voxels]], responses)
 
@@ -88,22 +96,22 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     path.weight_whole.copy_(torch.from_numpy(weight))
     bias -= weight @ (whole.mean @ basis)
 
-    weights, mean = seen.weights(by_field.dual[:, voxels], by_field.candidate[voxels])
+    weights, mean = seen.weights(by_field.dual[:, voxels], choice[voxels])
     basis, weight = cut(weights, whole.patch_covariance(), path.weight_field.shape[1])
     weight = (shares[1][:, None] * weight).astype(np.float32)
     path.basis_field.copy_(torch.from_numpy(basis))
     path.weight_field.copy_(torch.from_numpy(weight))
-    bias -= (weight * (mean @ basis)[by_field.candidate[voxels]]).sum(1)
+    bias -= (weight * (mean @ basis)[choice[voxels]]).sum(1)
     path.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
-    choice = torch.from_numpy(by_field.candidate)
-    path.place.copy_(candidates.place[choice[voxels]])
-    path.log_size.copy_(candidates.log_size[choice[voxels]])
-    adapter.place_fields(candidates, voxel=choice[voxels], roi=choice[n_voxel:])
+    voxel_field, roi_field = torch.from_numpy(choice).split([n_voxel, len(choice) - n_voxel])
+    path.place.copy_(candidates.place[voxel_field])
+    path.log_size.copy_(candidates.log_size[voxel_field])
+    adapter.place_fields(candidates, voxel=voxel_field, roi=roi_field)
     left_out = by_whole.mean + sum(
         share * (best.left_out[:, voxels] - by_whole.mean)
         for share, best in zip(shares, (by_whole, by_field), strict=True)
     )
-    return LinearStart(candidates, choice[voxels], choice[n_voxel:], np.asarray(left_out, np.float32))
+    return LinearStart(candidates, voxel_field, roi_field, np.asarray(left_out, np.float32))
 
 
 def stack(
@@ -198,6 +206,11 @@ class _Whole:
             out[band] = (z.T @ ((best.dual * mixture[:, number]) @ directions)) * (self.scale[band] / size)[:, None]
         return out
 
+    def patch_axes(self, n: int) -> Float32[np.ndarray, "channel axis"]:
+        """Return the leading principal axes of coarse patches, `n` or as many as there are channels."""
+        _, axes = np.linalg.eigh(self.patch_covariance())
+        return np.ascontiguousarray(axes[:, ::-1][:, :n])
+
     def patch_covariance(self) -> Float32[np.ndarray, "channel channel"]:
         """Return the covariance of coarse patches, over images and cells; channels by depth and width."""
         cells = [self._features[:, b].reshape(len(self._features), -1, self._n_channel) for b in self._bands[1:]]
@@ -230,10 +243,35 @@ class _Seen:
         scale = np.where(sd > _SMALLEST_SD, 1 / np.maximum(sd, _SMALLEST_SD), 0) / np.sqrt(features.shape[1])
         return (features - mean.astype(np.float32)) * scale.astype(np.float32), mean, scale
 
-    def candidates(self) -> Iterator[Candidate]:
+    def solve(
+        self, responses: np.ndarray, axes: Float32[np.ndarray, "channel axis"]
+    ) -> tuple[Best, Int[np.ndarray, " voxel"]]:
+        """Return the fit of each voxel through its best field, and the number of that field.
+
+        All fields are screened on a few axes of the channels; those that are best for some voxels are solved in full.
+        """
+        kept = shortlist(lowest_errors(self._screened(axes), responses), N_FIELDS)
         none = np.empty((0, len(self._mean)), np.float32)
-        for _, features in self._through(np.arange(len(self._fields))):
-            yield candidate_of_features(self._scaled(features)[0], none)
+        found = best_of(
+            (candidate_of_features(self._scaled(features)[0], none) for _, features in self._through(kept)), responses
+        )
+        return found, kept[found.candidate]
+
+    def _screened(self, axes: Float32[np.ndarray, "channel axis"]) -> Iterator[Candidate]:
+        reduced = []
+        for start in range(0, len(self._image), _BATCH):
+            _, patch = self._tokens.read(self._image[start : start + _BATCH])
+            channels = patch.astype(np.float32).transpose(0, 2, 1, 3).reshape(len(patch), patch.shape[2], -1)
+            reduced.append(((channels - self._mean) / self._sd) @ axes)
+        along = np.concatenate(reduced)
+        none = np.empty((0, axes.shape[1]), np.float32)
+        along -= along.mean(0)
+        group = max(1, GROUP_BYTES // (4 * len(along) * along.shape[2]))
+        for start in range(0, len(self._fields), group):
+            through = torch.from_numpy(self._fields[start : start + group]) @ torch.from_numpy(along)
+            for seen in through.unbind(1):
+                scale = seen.square().sum().sqrt().clamp_min(_SMALLEST_SD) / len(seen) ** 0.5
+                yield candidate_of_features((seen / scale).numpy(), none)
 
     def weights(
         self, dual: np.ndarray, choice: np.ndarray

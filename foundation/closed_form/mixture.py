@@ -5,7 +5,7 @@ network in a voxel minimises
 
     sum_i (y_i - l_i - s (n_i - l_i))^2 + k (s - s_all)^2,
 
-``s_all`` being the minimiser over all voxels: a voxel with few validation images takes the share of the others
+``s_all`` being the minimiser over all voxels: a voxel where both predict much the same takes the share of the others
 (empirical Bayes; ``k`` is worth `PRIOR_IMAGES` images of an average voxel).
 """
 

@@ -33,6 +33,7 @@ from foundation.training.loop import Course, Log, Progress, train
 from foundation.training.run import Plan, code_version
 
 STATISTICS_IMAGES = 2048
+STATISTICS_BATCH = 64
 START, FINAL = "start", "final"
 EngineFactory = Callable[[EncodingModel, OptimConfig], Engine]
 Tell = Callable[[str], None]
@@ -131,8 +132,9 @@ def build_model(
     model = EncodingModel(TokenShape(depth=depth, patch=patch, width=width), recipe.backbone, of_voxels)
     images = np.unique(course_images)
     images = np.random.default_rng(recipe.seed).permutation(images)[:STATISTICS_IMAGES]
-    cls, patches = tokens.read(np.sort(images))
-    model.streams.set_statistics(torch.from_numpy(cls).float(), torch.from_numpy(patches).float())
+    batches = np.split(np.sort(images), range(STATISTICS_BATCH, len(images), STATISTICS_BATCH))
+    read = (tokens.read(rows) for rows in batches)
+    model.streams.set_statistics((torch.from_numpy(cls), torch.from_numpy(patch)) for cls, patch in read)
     return model
 
 

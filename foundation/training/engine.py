@@ -126,10 +126,8 @@ class LocalEngine:
     def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
         """Back-propagate, clip, update; return the gradient's norm before clipping."""
         loss.backward()
-        groups = self._optimiser.param_groups
-        moving = [p for group in groups if stage in (None, group["stage"]) for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(moving, self._clip)
-        set_rates(groups, lr, stage)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        set_rates(self._optimiser.param_groups, lr, stage)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return float(norm)

@@ -48,7 +48,8 @@ def parameter_groups(parameters: dict[str, nn.Parameter], config: OptimConfig) -
         for decay in (config.weight_decay, 0.0)
     ]
     for name, parameter in parameters.items():
-        keep = parameter.ndim < 2 or any(word in name for word in free)
+        own = name.rsplit(".", 1)[-1]
+        keep = parameter.ndim < 2 or any(word in own for word in free)
         groups[2 * (stage_of(name) == "stage2") + keep]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 

@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without residual decoder": {"decoders": ("holistic",)},
     "without amplitude": {"amplitude": False},
     "without ridge start": {"start": "random"},
-    "without Mamba blocks": {"n_cls_layer": 0, "n_patch_layer": 0},
+    "without blocks in the streams": {"n_cls_layer": 0, "n_patch_layer": 0},
 }
 """What is changed of the recipe: fields of its backbone, or its start."""
 LENT = (".linear.", ".roi_field.", ".voxel_field.")
@@ -120,8 +120,9 @@ def lend_start(full: Path, plan: Plan) -> None:
 
 def keep_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
     """Write predictions under a temporary name and rename it."""
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, allow_pickle=False, **predictions)
+    temporary = path.with_name(f".{path.name}.unfinished")
+    with open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **predictions)
     temporary.rename(path)
 
 
@@ -156,7 +157,10 @@ def train(command: Train) -> None:
     recipe = dataclasses.replace(recipe, data=data, optim=optim)
     directory = command.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1))
+    told, path = json.dumps(recipe.to_json(), indent=1), directory / "recipe.json"
+    if path.exists() and path.read_text() != told:
+        raise ValueError(f"{directory} holds another recipe's runs; name another directory, or the same options")
+    path.write_text(told)
 
     def plan_of(variant: str) -> Plan:
         place = directory / variant.replace(" ", "-")

@@ -34,7 +34,7 @@ def fresh(*subjects: str, seed: int = 0, width: int = 5, backbone: BackboneConfi
     torch.manual_seed(seed)
     parcels = {name: torch.arange(7 + len(name)) // 3 for name in subjects}
     model = EncodingModel(TokenShape(depth=2, patch=4, width=width), backbone, parcels)
-    model.streams.set_statistics(torch.randn(9, 2, width), torch.randn(9, 2, 4, width))
+    model.streams.set_statistics([(torch.randn(9, 2, width), torch.randn(9, 2, 4, width))])
     return model
 
 

@@ -94,5 +94,5 @@ def fresh_model(planted: Planted, **of_backbone: int) -> EncodingModel:
     config: BackboneConfig = replace(TINY_BACKBONE, **of_backbone)
     model = EncodingModel(SHAPE, config, {SUBJECT: PARCEL})
     cls, patch = planted.tokens.read(rows_of("train"))
-    model.streams.set_statistics(torch.from_numpy(cls).float(), torch.from_numpy(patch).float())
+    model.streams.set_statistics([(torch.from_numpy(cls).float(), torch.from_numpy(patch).float())])
     return model.eval().requires_grad_(False)

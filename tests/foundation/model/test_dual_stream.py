@@ -31,7 +31,7 @@ def tokens(n: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_statistics_are_per_depth_and_channel_and_over_images_and_places(streams):
     cls, patch = tokens(50)
-    streams.set_statistics(3 * cls + 1, patch - 2)
+    streams.set_statistics([(3 * cls + 1, patch - 2)])
     np.testing.assert_allclose(streams.cls_mean, (3 * cls + 1).numpy().mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(streams.cls_sd, 3 * cls.numpy().std(0), rtol=1e-5)
     np.testing.assert_allclose(streams.patch_mean, (patch - 2).numpy().mean((0, 2)), rtol=1e-5, atol=1e-6)
@@ -40,9 +40,9 @@ def test_statistics_are_per_depth_and_channel_and_over_images_and_places(streams
 
 def test_with_statistics_of_the_tokens_their_scale_and_offset_do_not_matter(streams):
     cls, patch = tokens(50)
-    streams.set_statistics(cls, patch)
+    streams.set_statistics([(cls, patch)])
     expected = streams(cls, patch)
-    streams.set_statistics(7 * cls - 3, 0.2 * patch + 5)
+    streams.set_statistics([(7 * cls - 3, 0.2 * patch + 5)])
     found = streams(7 * cls - 3, 0.2 * patch + 5)
     for name in ("cls", "patch", "gate"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
@@ -51,7 +51,7 @@ def test_with_statistics_of_the_tokens_their_scale_and_offset_do_not_matter(stre
 def test_a_channel_that_never_varies_stays_finite(streams):
     cls, patch = tokens()
     cls[:, 0, 2], patch[:, 1, :, 3] = 4.0, -1.0
-    streams.set_statistics(cls, patch)
+    streams.set_statistics([(cls, patch)])
     found = streams(cls, patch)
     assert torch.isfinite(found.cls).all()
     assert torch.isfinite(found.patch).all()
@@ -79,11 +79,6 @@ def test_images_do_not_see_each_other(streams):
 def test_a_grid_that_is_not_square_is_an_error():
     with pytest.raises(ValueError, match="15 patches are not a square grid"):
         DualStream(TokenShape(depth=1, patch=15, width=5), TINY_BACKBONE)
-
-
-def test_a_model_without_any_stream_is_an_error():
-    with pytest.raises(ValueError, match="a model needs a stream: cls, patch or both"):
-        DualStream(SHAPE, tiny(streams=()))
 
 
 @pytest.mark.parametrize(("stream", "absent"), [("cls", "patch"), ("patch", "cls")])
@@ -136,7 +131,7 @@ def test_a_token_budget_is_a_model_of_the_coarser_grid_given_pooled_tokens():
     budget = DualStream(SHAPE, tiny(token_budget=2)).eval()
     coarse = DualStream(TokenShape(depth=2, patch=4, width=5), TINY_BACKBONE).eval()
     cls, patch = tokens(50)
-    budget.set_statistics(cls, patch)
+    budget.set_statistics([(cls, patch)])
     coarse.load_state_dict(budget.state_dict())
     found, expected = budget(cls, patch), coarse(cls, pool_grid(patch, 2))
     assert budget.side == 2

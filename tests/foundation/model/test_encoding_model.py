@@ -293,9 +293,9 @@ def test_with_no_share_the_network_is_silent_and_with_all_of_it_the_path_is(mode
 
 def test_the_path_sees_tokens_in_units_of_the_training_images_and_all_patches_whatever_the_budget():
     model, (cls, patch) = made_with(token_budget=2), tokens(50)
-    model.streams.set_statistics(cls, patch)
+    model.streams.set_statistics([(cls, patch)])
     expected = model.linear_features(cls, patch)
-    model.streams.set_statistics(3 * cls - 1, 0.5 * patch + 2)
+    model.streams.set_statistics([(3 * cls - 1, 0.5 * patch + 2)])
     found = model.linear_features(3 * cls - 1, 0.5 * patch + 2)
     assert found.patch.shape == (50, 16, 10)
     torch.testing.assert_close(found.whole, expected.whole, rtol=1e-3, atol=1e-4)
