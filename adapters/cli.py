@@ -25,6 +25,7 @@ from foundation.model.encoding_model import EncodingModel
 from foundation.tracking.registry import Registered, aliases, find_backbone, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
 from foundation.tracking.scores import log_scores
+from foundation.training.loop import validation_scores
 from foundation.training.run import code_version
 
 PROGRAM = "adapt"
@@ -141,7 +142,9 @@ def adapt(command: Adapt) -> None:
         )
         print_scores(scores)
         log_scores(tracked, scores)
-        registered = _register(model, subject, lineage, fitted, tracked, backbone)
+        score = validation_scores(model, tokens, {subject: validation})["validation/voxel_r"]
+        found = {"validation_voxel_r": f"{score:.6f}", "kept_epoch": str(fitted.kept_epoch)}
+        registered = _register(model, subject, lineage | found, tracked, backbone)
         tracked.tag({"adapter": registered.label})
         console.print(
             f"registered adapter {registered.label} as {aliases(registered)[0]}; runs are in {tracking_uri()}"
@@ -189,22 +192,16 @@ def _told(fitted: Fitted, n_train: int, n_validation: int) -> str:
 def _register(
     model: EncodingModel,
     subject: str,
-    lineage: dict[str, str],
-    fitted: Fitted,
+    tags: dict[str, str],
     tracked: TrackedRun,
     backbone: Registered,
 ) -> Registered:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "adapter"
         directory.mkdir()
-        save_model(model, directory, made_from=lineage, only=subject)
+        save_model(model, directory, made_from=tags, only=subject)
         tracked.artifact(directory, "adapter")
-    tags = lineage | {
-        "validation_voxel_r": f"{fitted.kept:.6f}",
-        "start": "ridge",
-        "kept_epoch": str(fitted.kept_epoch),
-    }
-    return register(f"{backbone.name}.{subject}", tracked, "adapter", kind="adapter", tags=tags)
+    return register(f"{backbone.name}.{subject}", tracked, "adapter", kind="adapter", tags=tags | {"start": "ridge"})
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from foundation.closed_form.linear_start import linear_start
 from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
-from foundation.model.dual_stream import Streams
+from foundation.model.dual_stream import Streams, concatenated
 from foundation.model.encoding_model import EncodingModel, Output
 
 Method = Literal["ridge", "head", "lora"]
@@ -72,11 +72,7 @@ def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> S
         for batch in ordered_batches(tokens, samples):
             batch = batch.to(device)
             found.append(model.streams(batch.cls, batch.patch))
-    return Streams(
-        cls=torch.cat([f.cls for f in found]),
-        patch=torch.cat([f.patch for f in found]),
-        gate=torch.cat([f.gate for f in found]),
-    )
+    return concatenated(found)
 
 
 def from_streams(model: EncodingModel, subject: str, streams: Streams) -> Forward:

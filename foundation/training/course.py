@@ -29,7 +29,7 @@ from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
 from foundation.roi_targets import voxel_weights
 from foundation.training.engine import Engine
-from foundation.training.loop import Course, Log, Progress, train
+from foundation.training.loop import Course, Log, Progress, train, validation_scores
 from foundation.training.run import Plan, code_version
 
 STATISTICS_IMAGES = 2048
@@ -200,8 +200,10 @@ def finish_run(plan: Plan) -> None:
     for name, validation in material.validation.items():
         subject = material.store.subject(name)
         finish_adapter(model, subject, material.tokens, material.split, validation, seed=plan.recipe.seed)
+    # Of what is registered, not of the network alone; the shares were settled on these very images.
+    score = validation_scores(model, material.tokens, material.validation)["validation/voxel_r"]
     with new_directory(plan.directory / FINAL) as directory:
-        save_model(model, directory, made_from=made_from)
+        save_model(model, directory, made_from=made_from | {"validation_voxel_r": score})
 
 
 def _silent(metrics: Any, step: int) -> None:

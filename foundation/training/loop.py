@@ -62,11 +62,11 @@ def predict_samples(model: EncodingModel, tokens: TokenReader, samples: Samples)
     return np.concatenate(found)
 
 
-def validate(model: EncodingModel, course: Course) -> dict[str, float]:
+def validation_scores(model: EncodingModel, tokens: TokenReader, validation: Mapping[str, Samples]) -> dict[str, float]:
     """Return each subject's mean voxelwise correlation on its validation images, and their mean."""
     scores = {}
-    for name, samples in course.validation.items():
-        r = voxelwise_r(predict_samples(model, course.tokens, samples), samples.responses)
+    for name, samples in validation.items():
+        r = voxelwise_r(predict_samples(model, tokens, samples), samples.responses)
         scores[f"validation/voxel_r/{name}"] = float(np.nan_to_num(r).mean())
     return scores | {"validation/voxel_r": float(np.mean(list(scores.values())))}
 
@@ -135,7 +135,7 @@ def train(
         told = dict(zip(["train/loss", *terms], means, strict=True)) | {"train/lr": rate, "train/grad_norm": norm}
         last = progress.step == n_steps
         if progress.step % loader.steps_per_epoch == 0 or last:
-            scores = validate(engine.model, course)
+            scores = validation_scores(engine.model, course.tokens, course.validation)
             passed = time.perf_counter() - since
             told |= scores | {"train/images_per_s": (progress.step - at) * recipe.optim.batch_size / passed}
             since, at = time.perf_counter(), progress.step

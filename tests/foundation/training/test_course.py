@@ -12,8 +12,9 @@ from data.store import PooledStore
 from foundation.checkpoint import file_digest, load_model
 from foundation.config import Recipe
 from foundation.training import course as module
-from foundation.training.course import FINAL, START, finish_run, start_run, train_run
+from foundation.training.course import FINAL, START, Material, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
+from foundation.training.loop import validation_scores
 from foundation.training.optim import stage_of
 from foundation.training.run import Plan
 from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
@@ -168,7 +169,10 @@ def test_each_stage_moves_its_own_parameters_and_no_others(tiny_store, tmp_path)
 
 def test_what_is_finished_is_the_best_model_with_shares_and_noise_settled(finished):
     (best, told), (final, made_from) = (load_model(finished.directory / name) for name in ("best", FINAL))
-    assert made_from == told
+    assert {**made_from, "validation_voxel_r": None} == {**told, "validation_voxel_r": None}
+    material = Material(finished)
+    score = validation_scores(final, material.tokens, material.validation)["validation/voxel_r"]
+    assert made_from["validation_voxel_r"] == score != told["validation_voxel_r"]  # of the mixture, not of the network
     changed = {key for key, value in final.state_dict().items() if not torch.equal(value, best.state_dict()[key])}
     assert changed == {f"adapters.{name}.{what}" for name in N_VOXELS for what in ("network_share", "noise_sd")}
     for name in N_VOXELS:

@@ -19,7 +19,7 @@ from foundation.config import Recipe
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.training.course import train_run
 from foundation.training.engine import LocalEngine
-from foundation.training.loop import Course, predict_samples, validate
+from foundation.training.loop import predict_samples, validation_scores
 from foundation.training.run import Plan
 from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
 
@@ -215,26 +215,21 @@ def test_no_gradient_step_sees_a_validation_or_test_response(tiny_store, whole, 
         assert progress["best_score"] != expected_progress["best_score"]
 
 
-def poisoned(course: Course, change: Callable[[Samples], Samples]) -> Course:
-    return replace(course, validation={name: change(s) for name, s in course.validation.items()})
+def poisoned(validation: dict[str, Samples], change: Callable[[Samples], Samples]) -> dict[str, Samples]:
+    return {name: change(s) for name, s in validation.items()}
 
 
-def test_validation_scores_are_of_the_validation_images_and_leave_the_model_training(whole, tiny_store, tmp_path):
+def test_validation_scores_are_of_the_validation_images_and_leave_the_model_training(whole, tiny_store):
     model, _ = load_model(whole[0] / "best")
     store = PooledStore.open(tiny_store)
     split = split_of(store)
-    course = Course(
-        recipe=tiny_recipe(tiny_store),
-        tokens=store.tokens(ENCODER),
-        train={},
-        validation={name: samples(store.subject(name), split, "validation") for name in N_VOXELS},
-        directory=tmp_path,
-        made_from={},
-    )
+    tokens = store.tokens(ENCODER)
+    validation = {name: samples(store.subject(name), split, "validation") for name in N_VOXELS}
     model.train()
-    scores = validate(model, course)
+    scores = validation_scores(model, tokens, validation)
     assert model.training
     assert scores.keys() == {"validation/voxel_r", *(f"validation/voxel_r/{name}" for name in N_VOXELS)}
     assert scores["validation/voxel_r"] == np.mean([scores[f"validation/voxel_r/{name}"] for name in N_VOXELS])
-    backwards = poisoned(course, lambda s: replace(s, responses=-s.responses))
-    assert validate(model, backwards)["validation/voxel_r"] == pytest.approx(-scores["validation/voxel_r"], abs=1e-6)
+    backwards = poisoned(validation, lambda s: replace(s, responses=-s.responses))
+    turned = validation_scores(model, tokens, backwards)["validation/voxel_r"]
+    assert turned == pytest.approx(-scores["validation/voxel_r"], abs=1e-6)
