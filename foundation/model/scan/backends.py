@@ -79,6 +79,7 @@ def chosen_backend(backend: str, device: str) -> Backend:
 def _mamba_ssm_is_missing() -> str | None:
     """Return why mamba-ssm can't be imported; None if it can."""
     try:
+        importlib.import_module("mamba_ssm")  # first: when it fails, it leaves modules below it that then import
         importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
     except ImportError as error:
         return str(error)
