@@ -44,7 +44,7 @@ class Pretrain:
     """Pretrain a backbone on pooled subjects."""
 
     recipe: Positional[str] = DEFAULT_RECIPE
-    """The run's name among the recipes: phantom-tiny, phantom-standard, v4."""
+    """The run's name among the recipes: phantom-tiny, phantom-standard, base, chasm, v4."""
     store: str | None = None
     """Store's path or URL (default: the embedded phantom, made if it is missing)."""
     subjects: tuple[str, ...] = ()

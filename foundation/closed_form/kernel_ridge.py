@@ -108,7 +108,7 @@ class Best:
     mean: Float32[np.ndarray, " voxel"]
     """Mean of the training responses."""
     dual: Float32[np.ndarray, "image voxel"]
-    """``(K + a)^-1 y``: the weights of features ``X`` are ``X' dual``."""
+    """``(K + a)^-1 y``, of which what no feature reaches is left out: the weights of features ``X`` are ``X' dual``."""
     left_out: Float32[np.ndarray, "image voxel"]
     """Each training image's prediction by a fit without it, at the same candidate and penalty, in closed form."""
 
@@ -158,7 +158,7 @@ def best_of(
             weights = projected[:, better] / (candidate.values[:, None] + grid[choice])
             prediction[:, voxels] = candidate.new @ weights + mean[voxels]
             left = centred[:, voxels] - candidate.vectors @ (candidate.values[:, None] * weights)
-            dual[:, voxels] = left / grid[choice]
+            dual[:, voxels] = candidate.vectors @ weights  # not `left / a`, where a small penalty magnifies rounding
             left_out[:, voxels] = responses[:, voxels] - left / (1 - leverage[:, choice])
     assert prediction is not None, "no candidate was given"
     return Best(prediction, which, alpha, error, mean, dual, left_out)
