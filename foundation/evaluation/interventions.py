@@ -2,7 +2,8 @@
 
 The paper zeroes a branch before the fusion. Zeros may lie far from anything that the model has seen, so there are three
 controls beside it: the branch's *mean* over images, its outputs *shuffled* among images, and a *random subspace* of
-both branches that holds as much variance as the branch. The gate is left as the intact streams set it.
+both branches whose removal changes them as much. The gate is left as the intact streams set it. Beside them stand the
+*swapped inputs*, each stream fed with the other's tokens.
 """
 
 from collections.abc import Callable
@@ -37,31 +38,43 @@ def shuffled(branch: Branch, order: Int64[Tensor, " image"]) -> Intervention:
 def random_subspace(
     branch: Branch, streams: Streams, mean: Streams, *, generator: torch.Generator
 ) -> tuple[Intervention, int]:
-    """Return the intervention that removes random directions which hold as much variance as `branch`, and their number.
+    """Return the intervention that removes random directions until the streams change as much, and their number.
 
-    Directions are drawn in the joint space of both branches' channels, the same at every place; what lies along them is
-    replaced by its mean. `streams` are the images that variance is measured on, `mean` their mean as one image.
+    As much as they would by `branch` at its mean: in sum of squares over images, places and channels, the CLS stream
+    counted once a place. Directions are drawn in the joint space of both branches' channels, the same at every place;
+    what lies along them is replaced by its mean, and the CLS stream by the average over places of what is left of it.
+    `streams` are the images that this is measured on, `mean` their mean as one image.
     """
-    width = streams.cls.shape[-1]
+    width, n_place = streams.cls.shape[-1], streams.patch.shape[1]
 
     def joint(of: Streams) -> Float[Tensor, "b patch twice_width"]:
-        return torch.cat([of.cls[:, None].expand(-1, of.patch.shape[1], -1), of.patch], dim=-1)
+        return torch.cat([of.cls[:, None].expand(-1, n_place, -1), of.patch], dim=-1)
 
-    apart = joint(streams) - joint(mean)
-    columns = slice(0, width) if branch == "cls" else slice(width, None)
-    wanted = apart[..., columns].square().sum()
-    drawn = torch.randn(2 * width, 2 * width, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(drawn)[0].to(apart.dtype).to(apart.device)
-    held = (apart @ basis).square().sum((0, 1)).cumsum(0)
-    n = int((held < wanted).sum()) + 1
-    removed = basis[:, : min(n, 2 * width)]
-
-    def intervene(of: Streams) -> Streams:
-        apart = joint(of) - joint(mean)
-        left = joint(of) - apart @ removed @ removed.T
+    def without(of: Streams, directions: Float[Tensor, "twice_width direction"]) -> Streams:
+        left = joint(of) - (joint(of) - joint(mean)) @ directions @ directions.T
         return replace(of, cls=left[..., :width].mean(1), patch=left[..., width:])
 
-    return intervene, removed.shape[1]
+    def change(to: Streams) -> float:
+        return float(n_place * (to.cls - streams.cls).square().sum() + (to.patch - streams.patch).square().sum())
+
+    drawn = torch.randn(2 * width, 2 * width, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(drawn)[0].to(streams.cls)
+    wanted = change(averaged(branch, mean)(streams))
+    fewest, most = 1, 2 * width
+    while fewest < most:
+        middle = (fewest + most) // 2
+        if change(without(streams, basis[:, :middle])) < wanted:
+            fewest = middle + 1
+        else:
+            most = middle
+    return lambda of: without(of, basis[:, :fewest]), fewest
+
+
+def swapped_inputs(
+    cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"]
+) -> tuple[Float[Tensor, "b depth width"], Float[Tensor, "b depth patch width"]]:
+    """Return each stream's tokens made of the other's: the mean patch for the CLS token, that token for every patch."""
+    return patch.mean(2), cls[:, :, None].expand_as(patch)
 
 
 def mean_of(streams: Streams) -> Streams:

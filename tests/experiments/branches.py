@@ -23,9 +23,17 @@ from adapters.fit import streams_of
 from data.command_line import CommonOptions, Session, begin
 from data.preprocess import Samples
 from data.splits import split_of
-from data.store import PooledStore
+from data.store import PooledStore, TokenReader
 from foundation.checkpoint import load_model
-from foundation.evaluation.interventions import Intervention, averaged, mean_of, random_subspace, shuffled, zeroed
+from foundation.evaluation.interventions import (
+    Intervention,
+    averaged,
+    mean_of,
+    random_subspace,
+    shuffled,
+    swapped_inputs,
+    zeroed,
+)
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.statistics import percentile_interval, resample_counts
 from foundation.model.dual_stream import Streams
@@ -64,6 +72,13 @@ def network(model: EncodingModel, subject: str, streams: Streams) -> np.ndarray:
     """Return what the network predicts from streams."""
     with torch.inference_mode():
         return model.decode(streams, {subject: slice(0, len(streams))}).subjects[subject].voxel.numpy()
+
+
+def swapped_streams(model: EncodingModel, tokens: TokenReader, rows: np.ndarray) -> Streams:
+    """Return the streams' outputs where each is fed with the other's tokens."""
+    cls, patch = (torch.from_numpy(part).float() for part in tokens.read(rows))
+    with torch.inference_mode():
+        return model.streams(*swapped_inputs(cls, patch))
 
 
 def interventions(streams: Streams, *, seed: int) -> dict[str, list[Intervention]]:
@@ -107,14 +122,14 @@ def branches(command: Branches) -> None:
         intact = network(model, subject, streams)
         whole = correlations(intact, measured.mean, counts)
         if len(families) == 2:
-            for name, several in interventions(streams, seed=command.seed).items():
-                left = np.mean(
-                    [
-                        correlations(network(model, subject, change(streams)), measured.mean, counts)
-                        for change in several
-                    ],
-                    axis=0,
-                )
+            changed = {
+                name: [change(streams) for change in several]
+                for name, several in interventions(streams, seed=command.seed).items()
+            }
+            changed["inputs swapped"] = [swapped_streams(model, tokens, rows)]
+            for name, several in changed.items():
+                found = [correlations(network(model, subject, of), measured.mean, counts) for of in several]
+                left = np.mean(found, axis=0)
                 loss = {family: (whole - left)[:, mask].mean(1) for family, mask in families.items()}
                 difference = loss["early"] - loss["higher"]
                 low, high = percentile_interval(difference[1:])

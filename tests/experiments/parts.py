@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without blocks in the streams": {"n_cls_layer": 0, "n_patch_layer": 0},
 }
 """What is changed of the recipe: fields of its backbone, or its start."""
-LENT = (".linear.", ".roi_field.", ".voxel_field.")
+LENT = (".linear.", ".target_weight", ".roi_field.", ".voxel_field.")
 
 
 @dataclass(frozen=True, kw_only=True)
