@@ -42,7 +42,11 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory that becomes `path` when the block ends well, and is removed otherwise."""
+    """Give a temporary directory that becomes `path` when the block ends well, and is removed otherwise.
+
+    A kill between the two renames leaves the old one as ``.NAME.old``, where readers look if `path` is missing; they
+    rename nothing themselves, for the writer may be alive, and its second rename would fail.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -51,12 +55,23 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    replaced = path.with_name(f".{path.name}.old")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if path.exists():  # moved aside, not removed first, so that a kill finds the old or the new but for an instant
+    replaced = _replaced(path)
+    if path.exists():  # else what a killed writer moved aside is all there is, and stays until the new one is in place
+        shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     temporary.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(path: Path) -> Path:
+    """Return where `new_directory` moves the old directory while the new one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _standing(path: Path) -> Path:
+    """Return the directory to read: `path`, or the old one where the new one hasn't taken its place."""
+    replaced = _replaced(path)
+    return replaced if not path.exists() and replaced.exists() else path
 
 
 def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, Any], only: str | None = None) -> None:
@@ -103,6 +118,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     ValueError
         If it is no model directory, was written by a newer version, or its weights aren't those described.
     """
+    directory = _standing(directory)
     path = directory / "model.json"
     try:
         description = json.loads(path.read_text())
@@ -146,6 +162,7 @@ def _sizes(config: BackboneConfig) -> BackboneConfig:
 
 def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
     """Return the model of a directory on the CPU, and its lineage."""
+    directory = _standing(directory)
     description = read_description(directory)
     if description["kind"] != "model":
         raise ValueError(f"{directory} holds an adapter only; load it into its backbone")
@@ -173,6 +190,7 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     ValueError
         If the directory holds no single adapter, or one of a backbone of other sizes; `model` is then as it was.
     """
+    directory = _standing(directory)
     description = read_description(directory)
     if description["kind"] != "adapter":
         raise ValueError(f"{directory} holds a whole model, not an adapter; load it as a model")
@@ -195,7 +213,10 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
 
 def checkpoints(run: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    directory = run / "checkpoints"
+    names = {path.name for path in directory.glob("step-*")}
+    names |= {path.name.removeprefix(".").removesuffix(".old") for path in directory.glob(".step-*.old")}
+    return [_standing(directory / name) for name in sorted(names)]
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -214,4 +235,5 @@ def newest_checkpoint(run: Path) -> Path | None:
 def prune_checkpoints(run: Path, *, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for path in checkpoints(run)[:-keep]:
+        shutil.rmtree(_replaced(path), ignore_errors=True)  # else it would stand for `path` from then on
         shutil.rmtree(path)

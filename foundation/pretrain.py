@@ -1,10 +1,8 @@
 """``python -m foundation.pretrain``: pretrain a backbone on pooled subjects, score it, track it, register it."""
 
-import contextlib
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +29,7 @@ from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads
+from foundation.training.signals import interrupt_on_signal, stop_file_on_signal
 
 PROGRAM = "python -m foundation.pretrain"
 NEWEST = "newest"
@@ -116,29 +115,6 @@ class Pretrain:
         )
 
 
-@contextlib.contextmanager
-def stop_file_on_signal(directory: Path) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after this step; the second one stops at once."""
-    stop = directory / "stop"
-    stop.unlink(missing_ok=True)
-
-    def request(number: int, frame: object) -> None:
-        if stop.exists():
-            raise KeyboardInterrupt
-        stop.touch()
-        print(
-            "stopping after this step; a checkpoint is written (once more to stop at once)", file=sys.stderr, flush=True
-        )
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stop.unlink(missing_ok=True)
-
-
 def train_here(plan: Plan, tracked: TrackedRun) -> None:
     """Train in this process."""
     set_threads(1)
@@ -171,26 +147,29 @@ def pretrain(command: Pretrain) -> None:
     )
     plan = Plan(recipe=recipe, store=where, directory=directory, tracking_uri=tracked.uri, tracking_run=tracked.id)
     try:
-        start_run(plan, tell=console.print)
-        if command.cluster.engine == "local":
-            with stop_file_on_signal(directory):
-                train_here(plan, tracked)
-        else:
-            from cluster.launch import connect, train_on_ray
+        with interrupt_on_signal():
+            start_run(plan, tell=console.print)
+            if command.cluster.engine == "local":
+                with stop_file_on_signal(directory):
+                    train_here(plan, tracked)
+            else:
+                from cluster.launch import connect, train_on_ray
 
-            connect(command.cluster)  # first, since Ray then sets a SIGTERM handler of its own, which ends the process
-            with stop_file_on_signal(directory):
-                train_on_ray(plan, command.cluster)
-        if describe_run(directory)["status"] == "interrupted":
-            tracked.finish("KILLED")
-            console.print(f"interrupted; go on with: {PROGRAM} {recipe.name} --resume {directory.name}")
-            sys.exit(130)
-        finish_run(plan)
-        _score_and_register(plan, store, names, tracked, console)
-    except BaseException as error:
-        if not isinstance(error, SystemExit):
-            describe_run(directory, status="failed")
-            tracked.finish("FAILED")
+                connect(command.cluster)  # first: Ray then sets a SIGTERM handler of its own, which raises SystemExit
+                with stop_file_on_signal(directory):
+                    train_on_ray(plan, command.cluster)
+            if describe_run(directory)["status"] == "interrupted":
+                raise KeyboardInterrupt
+            finish_run(plan)
+            _score_and_register(plan, store, names, tracked, console)
+    except (KeyboardInterrupt, SystemExit):
+        describe_run(directory, status="interrupted")
+        tracked.finish("KILLED")
+        console.print(f"interrupted; go on with: {PROGRAM} {recipe.name} --resume {directory.name}")
+        sys.exit(130)
+    except BaseException:
+        describe_run(directory, status="failed")
+        tracked.finish("FAILED")
         raise
     tracked.finish()
     describe_run(directory, status="finished")

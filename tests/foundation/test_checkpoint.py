@@ -1,10 +1,12 @@
 """Models on disk: what is read is what was written, bit for bit, or a clear error."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pickletools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from foundation.checkpoint import (
     FORMAT_VERSION,
+    checkpoints,
     load_adapter,
     load_model,
     new_directory,
@@ -270,6 +273,76 @@ def test_a_finished_save_replaces_the_old_model_and_leaves_nothing_beside_it(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def replace_until_killed(directory: Path, new: EncodingModel, at: int | None = None) -> list[str]:
+    """Replace a model or checkpoint; once `new` is written, be killed before operation `at`. Return those done."""
+    done: list[str] = []
+
+    def dying(name: str, operation):
+        def operate(*args, **options):
+            if len(done) == at:
+                raise Killed
+            done.append(name)
+            return operation(*args, **options)
+
+        return operate
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed), new_directory(directory) as made:
+        save_model(new, made, made_from={})
+        write_json(made / "training.json", {"step": 10})
+        patch.setattr(Path, "rename", dying("rename", Path.rename))
+        patch.setattr(shutil, "rmtree", dying("remove", shutil.rmtree))
+    return done
+
+
+SWAP = ["remove", "rename", "rename", "remove"]
+
+
+@pytest.mark.parametrize("at", range(len(SWAP)))
+@pytest.mark.parametrize("again", range(len(SWAP)))
+def test_however_often_a_replacement_is_killed_the_old_model_or_the_new_is_read(tmp_path, directory, at, again):
+    def read() -> list[str]:
+        return load_model(directory)[0].subjects
+
+    old, new, newest = ["subj01", "subj02"], ["subj05"], ["subj07"]
+    assert replace_until_killed(directory, fresh(*new), at) == SWAP[:at]
+    first = read()
+    assert first == (new if at == 3 else old)
+    # Where the old one is already aside, the second replacement is but a renaming and a removal.
+    whole = SWAP[2:] if at == 2 else SWAP
+    assert replace_until_killed(directory, fresh(*newest), again) == whole[:again]
+    assert read() == (newest if again > len(whole) - 2 else first)
+    assert replace_until_killed(directory, fresh(*newest)) in (SWAP, SWAP[2:])
+    assert read() == newest
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_reader_between_the_renames_finds_the_old_model_and_does_not_disturb_the_writer(directory, monkeypatch):
+    """The fallback must leave `path` free: renaming onto a directory that holds something fails."""
+    rename, read = Path.rename, []
+
+    def reading(self, target):
+        rename(self, target)
+        read.append(load_model(directory)[0].subjects)
+
+    monkeypatch.setattr(Path, "rename", reading)
+    with new_directory(directory) as made:
+        save_model(fresh("subj05"), made, made_from={})
+    assert read == [["subj01", "subj02"], ["subj05"]]
+
+
+def test_an_adapter_and_a_description_are_read_where_a_killed_replacement_left_them(tmp_path):
+    model = fresh("subj01", "subj02")
+    adapter = saved(tmp_path / "adapter", model, only="subj02")
+    replace_until_killed(adapter, model, 2)
+    assert not adapter.exists()
+    assert read_description(adapter)["subjects"] == ["subj02"]
+    assert load_adapter(fresh(), adapter) == ("subj02", MADE_FROM)
+
+
 def checkpoint(run: Path, step: int) -> Path:
     path = saved(run / "checkpoints" / f"step-{step:07d}", fresh("subj01"))
     write_json(path / "training.json", {"step": step})
@@ -292,6 +365,21 @@ def test_without_any_whole_checkpoint_there_is_none(tmp_path):
         (checkpoint(tmp_path, step) / "training.json").unlink()
     (tmp_path / "checkpoints" / ".step-0000003.tmp").mkdir()
     assert newest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("at", range(len(SWAP)))
+def test_a_checkpoint_whose_replacement_was_killed_is_still_one_and_pruned_in_its_turn(tmp_path, at):
+    checkpoint(tmp_path, 5)
+    replaced = checkpoint(tmp_path, 10)
+    replace_until_killed(replaced, fresh("subj01"), at)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert json.loads((newest / "training.json").read_text()) == {"step": 10}
+    prune_checkpoints(tmp_path, keep=1)
+    assert checkpoints(tmp_path) == [newest]
+    last = checkpoint(tmp_path, 20)
+    prune_checkpoints(tmp_path, keep=1)
+    assert checkpoints(tmp_path) == [last]
 
 
 def test_pruning_keeps_the_newest(tmp_path):

@@ -24,6 +24,7 @@ from foundation.pretrain import NEWEST, Pretrain, arguments
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, find_backbone
 from foundation.tracking.runs import find_runs, tracking_uri
+from foundation.training import course
 from foundation.training.reporter import Reporter
 from foundation.training.run import describe_run, runs_dir
 from tests.tiny_store import ENCODER, SPEC, make_tiny_store
@@ -337,6 +338,45 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
     assert "no unfinished run of this recipe and data" in again.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("during", ["linear_start", "finish_adapter"], ids=["start", "finish"])
+def test_a_signal_outside_of_training_interrupts_at_once_and_what_it_cut_off_is_started_over(
+    call, pretrained, tiny_store, monkeypatch, number, during
+):
+    """At the first of two subjects, whose work is then thrown away; the scores end as those of an uninterrupted run."""
+    settings, called = [*SETTINGS, "--store", str(tiny_store)], []
+    real = getattr(course, during)
+
+    def interrupt(*args, **options):
+        called.append(during)
+        real(*args, **options)
+        signal.raise_signal(number)
+
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    before = versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(course, during, interrupt)
+        ended = call(pretrain.main, *settings)
+    assert (ended.code, ended.err, len(called)) == (130, "", 1)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    run = find_runs()[0]
+    directory = runs_dir() / run.info.run_name
+    assert (run.info.status, describe_run(directory)["status"]) == ("KILLED", "interrupted")
+    assert f"interrupted; go on with: {pretrain.PROGRAM} phantom-tiny --resume {directory.name}" in (
+        " ".join(ended.out.split())
+    )
+    cut_off = directory / {"linear_start": course.START, "finish_adapter": course.FINAL}[during]
+    assert not cut_off.exists()
+    assert versions() == before
+
+    resumed = call(pretrain.main, *settings, "--resume")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert read(run.info.run_id).info.status == "FINISHED"
+    assert describe_run(directory)["status"] == "finished"
+    expected = dict(load_model(find_backbone(pretrained).directory())[0].state_dict())
+    torch.testing.assert_close(dict(load_model(directory / course.FINAL)[0].state_dict()), expected, rtol=0, atol=0)
 
 
 def versions_of(name: str) -> list[str]:
