@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -24,6 +24,8 @@ class Batch:
 
     cls: Float[Tensor, "image depth width"]
     patch: Float[Tensor, "image depth patch width"]
+    image: Int64[Tensor, " image"]
+    """Which image of the store each row is; two subjects may have seen the same."""
     parts: dict[str, Part]
 
     def __len__(self) -> int:
@@ -32,4 +34,5 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`, its tokens in single precision: they travel as halves and are widened there."""
         parts = {name: Part(rows=part.rows, responses=part.responses.to(device)) for name, part in self.parts.items()}
-        return Batch(cls=self.cls.to(device).float(), patch=self.patch.to(device).float(), parts=parts)
+        tokens = {"cls": self.cls.to(device).float(), "patch": self.patch.to(device).float()}
+        return Batch(**tokens, image=self.image.to(device), parts=parts)

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from data.batch import Batch, Part
 from data.preprocess import Samples
@@ -151,7 +153,16 @@ def collate(tokens: TokenBatch, samples: dict[str, Samples], wanted: dict[str, n
         parts[name] = Part(rows=slice(start, start + len(index)), responses=responses)
         start += len(index)
     globals_, patches = tokens
-    return Batch(cls=torch.from_numpy(globals_), patch=torch.from_numpy(patches), parts=parts)
+    image = torch.from_numpy(image_rows(samples, wanted).astype(np.int64))
+    return Batch(cls=torch.from_numpy(globals_), patch=torch.from_numpy(patches), image=image, parts=parts)
+
+
+def tokens_on(
+    device: torch.device, tokens: TokenReader, rows: Int[np.ndarray, " image"]
+) -> tuple[Float[Tensor, "image depth width"], Float[Tensor, "image depth patch width"]]:
+    """Return the tokens of some images in single precision on `device`."""
+    cls, patch = (torch.from_numpy(part).to(device).float() for part in tokens.read(rows))
+    return cls, patch
 
 
 def ordered_batches(tokens: TokenReader, samples: Samples, *, size: int = 64) -> Iterator[Batch]:

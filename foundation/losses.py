@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,11 +40,21 @@ def kl_divergence(mu: Float[Tensor, "b latent"], log_variance: Float[Tensor, "b 
 
 
 def info_nce(
-    image: Float[Tensor, "b width"], rois: Float[Tensor, "b width"], *, temperature: float
+    image: Float[Tensor, "b width"],
+    rois: Float[Tensor, "b width"],
+    *,
+    temperature: float,
+    same: Int64[Tensor, " b"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Return the symmetric InfoNCE of each pair among the batch's (van den Oord et al. 2018; Radford et al. 2021)."""
+    """Return the symmetric InfoNCE of each pair among the batch's (van den Oord et al. 2018; Radford et al. 2021).
+
+    Pairs with the same number in `same`, which is one picture seen by several subjects, are no negatives of each other.
+    """
     logits = F.normalize(image, dim=-1) @ F.normalize(rois, dim=-1).T / temperature
     own = torch.arange(len(logits), device=logits.device)
+    if same is not None:
+        others = (same[:, None] == same) & (own[:, None] != own)
+        logits = logits.masked_fill(others, -torch.inf)
     return 0.5 * (F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none"))
 
 
@@ -71,15 +81,20 @@ def subject_losses(
 
 
 def contrast_loss(
-    model: EncodingModel, output: Output, responses: Mapping[str, Float[Tensor, "b voxel"]], config: LossConfig
+    model: EncodingModel,
+    output: Output,
+    responses: Mapping[str, Float[Tensor, "b voxel"]],
+    config: LossConfig,
+    *,
+    image: Int64[Tensor, " image"] | None = None,
 ) -> Float[Tensor, " image"]:
-    """Return InfoNCE between the images' streams and the measured ROIs of whoever saw them."""
+    """Return InfoNCE between the images' streams and the measured ROIs of whoever saw them, within a worker's rows."""
     aligned = [
         roi_target(model.adapter(name), measured, config) @ model.adapter(name).roi_align
         for name, measured in responses.items()
     ]
     rois = model.streams.align_rois(torch.cat(aligned))
-    return info_nce(model.streams.align_image(output.summary), rois, temperature=config.temperature)
+    return info_nce(model.streams.align_image(output.summary), rois, temperature=config.temperature, same=image)
 
 
 def objective(
@@ -89,12 +104,14 @@ def objective(
     config: LossConfig,
     *,
     stage: Stage | None = None,
+    image: Int64[Tensor, " image"] | None = None,
 ) -> Losses:
     """Return the objective over a mixed batch: every image counts the same, whatever its subject's number of voxels.
 
     Parameters
     ----------
     stage : ``stage1`` or ``stage2`` leaves the other stage's terms out of the total, with a zero gradient; None: both.
+    image : which image each row is, so that InfoNCE knows one picture seen by two subjects; None: all differ.
     """
     per_subject = [
         subject_losses(model.adapter(name), output, name, target, config) for name, target in responses.items()
@@ -104,7 +121,7 @@ def objective(
     terms["kl"] = kl_divergence(output.mu, output.log_variance).mean()
     first = config.roi * terms["roi"] + config.pearson * terms["pearson"]
     if model.config.n_contrast is not None:
-        terms["contrast"] = contrast_loss(model, output, responses, config).mean()
+        terms["contrast"] = contrast_loss(model, output, responses, config, image=image).mean()
         first = first + config.contrast * terms["contrast"]
     second = terms["voxel"] + config.kl * terms["kl"]
     weight = {None: (1, 1), "stage1": (1, 0), "stage2": (0, 1)}[stage]

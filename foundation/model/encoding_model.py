@@ -1,7 +1,9 @@
 """The whole model: frozen encoder's tokens in, every voxel's response out, for several subjects in one forward pass."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +17,8 @@ from foundation.model.dual_stream import DualStream, Streams, TokenShape, concat
 from foundation.model.linear_path import LinearFeatures, LinearShape, linear_features
 from foundation.model.lora import LowRankUpdate
 from foundation.model.mamba_vae import Decoded, MambaVae
+
+Held = TypeVar("Held", Streams, RoiValues)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class VoxelFeatures:
     local: Float[Tensor, "b patch local"]
     offset: Float[Tensor, "b voxel"]
     gain: Float[Tensor, "b 1"]
+
+
+def _held(values: Held) -> Held:
+    """Return the same values with a gradient of zero: parameters behind them keep one, so that ranks reduce alike."""
+    return dataclasses.replace(values, **{key: x.detach() + 0 * x for key, x in vars(values).items()})
 
 
 def adapter_key(subject: str) -> str:
@@ -146,12 +155,14 @@ class EncodingModel(nn.Module):
         patch: Float[Tensor, "b depth patch width"],
         rows: Mapping[str, slice],
         sample: bool = False,
+        hold_stage1: bool = False,
     ) -> Output:
         """Predict each subject's voxels by the network; with `sample` the latent is drawn, else its mean.
 
-        `rows` cover the batch in order; a subject may have none of them.
+        `rows` cover the batch in order; a subject may have none of them. With `hold_stage1` the voxels' gradient by
+        whatever Stage 1 owns is zero.
         """
-        return self.decode(self.streams_of(cls, patch, rows), rows, sample=sample)
+        return self.decode(self.streams_of(cls, patch, rows), rows, sample=sample, hold_stage1=hold_stage1)
 
     def predict(
         self, cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"], subject: str
@@ -220,9 +231,13 @@ class EncodingModel(nn.Module):
         *,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        hold_stage1: bool = False,
     ) -> Output:
         """Predict from the streams' outputs, by the network."""
-        rois = {name: self.adapter(name).roi_values(streams[where]) for name, where in rows.items()}
+        of_stage1 = {name: self.adapter(name).roi_values(streams[where]) for name, where in rows.items()}
+        summary, rois = streams.summary, of_stage1
+        if hold_stage1:
+            streams, rois = _held(streams), {name: _held(roi) for name, roi in of_stage1.items()}
         decoded = self._decode(streams, rois, sample=sample, generator=generator)
         share = self.vae.holistic_share
         subjects = {}
@@ -237,12 +252,12 @@ class EncodingModel(nn.Module):
             voxel = decoded.scale[where] * voxel
             if not len(voxel):  # every parameter gets a gradient, be it zero, so that ranks reduce the same tensors
                 voxel = voxel + 0 * sum(parameter.sum() for parameter in adapter.parameters())
-            subjects[name] = SubjectOutput(roi=rois[name], voxel=voxel)
+            subjects[name] = SubjectOutput(roi=of_stage1[name], voxel=voxel)
         return Output(
             subjects=subjects,
             mu=decoded.mu,
             log_variance=decoded.log_variance,
-            summary=streams.summary,
+            summary=summary,
             rows=dict(rows),
         )
 

@@ -117,10 +117,10 @@ def train(
         engine.wrapped.train()
         batch = batch.to(engine.device)
         rows = {name: part.rows for name, part in batch.parts.items()}
-        output = engine.wrapped(batch.cls, batch.patch, rows, sample=True)
-        responses = {name: part.responses for name, part in batch.parts.items()}
         stage = stage_at(step, n_steps, recipe.optim)
-        losses = objective(engine.model, output, responses, recipe.loss, stage=stage)
+        output = engine.wrapped(batch.cls, batch.patch, rows, sample=True, hold_stage1=stage == "stage2")
+        responses = {name: part.responses for name, part in batch.parts.items()}
+        losses = objective(engine.model, output, responses, recipe.loss, stage=stage, image=batch.image)
         rate = learning_rate(step, n_steps, recipe.optim)
         loss = float(losses.total.detach())
         if not math.isfinite(loss):

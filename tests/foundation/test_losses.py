@@ -177,6 +177,15 @@ def test_info_nce_is_the_same_for_pairs_in_another_order_and_for_either_side_fir
     torch.testing.assert_close(info_nce(rois, image, temperature=0.1), found)
 
 
+def test_one_picture_seen_by_two_is_no_negative_of_itself():
+    image, rois = torch.randn(5, 4), torch.randn(5, 4)
+    same = torch.tensor([7, 3, 7, 5, 2])
+    found = info_nce(image, rois, temperature=0.3, same=same)
+    without = [info_nce(image[kept], rois[kept], temperature=0.3) for kept in ([0, 1, 3, 4], [1, 2, 3, 4])]
+    torch.testing.assert_close(found[[0, 2]], torch.stack([without[0][0], without[1][1]]))
+    torch.testing.assert_close(found[[1, 3, 4]], info_nce(image, rois, temperature=0.3)[[1, 3, 4]])
+
+
 def test_images_are_aligned_with_the_rois_of_whoever_saw_them():
     model, (cls, patch, rows, responses) = made_with(n_contrast=3), batch({"subj01": 4, "subj02": 3})
     output = model(cls, patch, rows)
@@ -224,6 +233,18 @@ def test_stage_1_moves_nothing_of_stage_2(staged):
     for name, gradient in gradients(model, total["stage1"]).items():
         if "subj05" not in name:
             assert bool(gradient.any()) == (stage_of(name) == "stage1"), name
+
+
+def test_held_in_stage_2_what_stage_1_owns_has_a_gradient_of_zero_and_the_rest_its_own(staged):
+    model, _, total = staged
+    cls, patch, rows, responses = batch({"subj01": 4, "subj02": 3, "subj05": 0})
+    held = objective(model, model(cls, patch, rows, hold_stage1=True), responses, WEIGHTS, stage="stage2").total
+    torch.testing.assert_close(held, total["stage2"])
+    expected, found = gradients(model, total["stage2"]), gradients(model, held)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        own = stage_of(name) == "stage2"
+        torch.testing.assert_close(gradient, expected[name] if own else torch.zeros_like(gradient), msg=name)
 
 
 def test_in_stage_2_no_term_of_stage_1_is_learnt_from(staged):
