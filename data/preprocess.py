@@ -333,6 +333,18 @@ def test_trials(
     return _standardised(subject, split, n_sessions, keep, preprocessing)
 
 
+def validation_trials(
+    subject: SubjectStore,
+    split: Split,
+    *,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Trials:
+    """Return the trials of the validation images in the first `n_sessions`, standardised: the ones behind `samples`."""
+    _, first = _first_sessions(subject, n_sessions)
+    return _standardised(subject, split, n_sessions, first & split.select(subject.image, "validation"), preprocessing)
+
+
 def training_reliability(
     subject: SubjectStore,
     split: Split,

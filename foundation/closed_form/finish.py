@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
-from data.preprocess import Preprocessing, Samples, standardised_trials
+from data.loader import tokens_on
+from data.preprocess import Preprocessing, Samples, validation_trials
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
 from foundation.closed_form.mixture import network_share, noise_sd
@@ -53,14 +54,10 @@ def finish_adapter(
     share = adapter.network_share.cpu().numpy()
     prediction = share * network + (1 - share) * linear
 
-    trials = standardised_trials(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
-    mine = np.isin(trials.image, validation.image)
-    if subject.session is not None:
-        mine &= np.isin(subject.session, np.unique(subject.session)[:n_sessions])
-    order = np.argsort(validation.image)
-    place = order[np.searchsorted(validation.image, trials.image[mine], sorter=order)]
+    trials = validation_trials(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
+    place = np.searchsorted(validation.image, trials.image)
     drawn = np.square(share) * _latent_variance(model, subject.name, tokens, validation.image, seed=seed)
-    sd = noise_sd(prediction, trials.responses[mine], place, drawn_variance=drawn)
+    sd = noise_sd(prediction, trials.responses, place, drawn_variance=drawn)
     adapter.noise_sd.copy_(torch.from_numpy(sd))
 
 
@@ -88,5 +85,4 @@ def _latent_variance(
 def _tokens(model: EncodingModel, tokens: TokenReader, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     device = model.streams.cls_mean.device
     for start in range(0, len(rows), _BATCH):
-        cls, patch = tokens.read(rows[start : start + _BATCH])
-        yield torch.from_numpy(cls).float().to(device), torch.from_numpy(patch).float().to(device)
+        yield tokens_on(device, tokens, rows[start : start + _BATCH])

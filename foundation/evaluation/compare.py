@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float32, Int
 
 from data.audit import audit_fit
+from data.loader import tokens_on
 from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
@@ -44,7 +45,7 @@ def model_samples(
     with torch.inference_mode():
         for start in range(0, len(rows), SAMPLE_BATCH):
             some = slice(start, start + SAMPLE_BATCH)
-            cls, patch = (torch.from_numpy(part).float().to(device) for part in tokens.read(rows[some]))
+            cls, patch = tokens_on(device, tokens, rows[some])
             drawn[:, some] = model.sample(cls, patch, subject, n, generator=generator).cpu().numpy()
     return drawn
 

@@ -19,6 +19,7 @@ from data.preprocess import (
     standardised_trials,
     standardised_voxels,
     training_reliability,
+    validation_trials,
 )
 from data.preprocess import test_trials as trials_of_test_images
 from data.splits import split_images, split_of
@@ -262,6 +263,10 @@ def test_all_trials_are_the_same_as_each_selection_of_them(remade):
     assert len(every.image) == subject.n_trials
     test = split.select(subject.image, "test")
     np.testing.assert_array_equal(trials_of_test_images(subject, split, n_sessions=2).responses, every.responses[test])
+    held_out = split.select(subject.image, "validation") & (subject.session <= 2)
+    validation = validation_trials(subject, split, n_sessions=2)
+    np.testing.assert_array_equal(validation.responses, every.responses[held_out])
+    np.testing.assert_array_equal(validation.image, subject.image[held_out])
     train = split.select(subject.image, "train") & (subject.session <= 2)
     mean = average_repeats(every.responses[train], every.image[train], every.n_averaged[train])
     got = samples(subject, split, "train", n_sessions=2)

@@ -1,13 +1,12 @@
 """What validation images settle: the share that a right network gets, and noise by which samples cover new trials."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from data.preprocess import Samples, Trials, samples, standardised_trials
-from data.splits import split_of
+from data.preprocess import Samples, samples, standardised_trials
+from data.splits import Part, Split, split_of
+from data.store import SubjectStore
 from foundation.closed_form import finish as module
 from foundation.closed_form.finish import finish_adapter, predictions
 from foundation.closed_form.linear_start import linear_start
@@ -100,16 +99,33 @@ def test_without_a_path_the_network_predicts_alone(planted, alone):
 
 
 def test_trials_of_later_sessions_settle_nothing(planted, solved, monkeypatch):
-    expected = finish(planted, solved, n_sessions=1)
+    expected, responses = finish(planted, solved, n_sessions=1), SubjectStore.responses
 
-    def spoilt(subject, *of, **options) -> Trials:
-        trials = standardised_trials(subject, *of, **options)
-        late = subject.session[:, None] > 1
-        return replace(trials, responses=np.where(late, np.float32(1e3), trials.responses))
+    def spoilt(subject: SubjectStore, trials: np.ndarray) -> np.ndarray:
+        late = (subject.session[trials] > 1) & np.isin(subject.image[trials], rows_of("validation"))
+        return np.where(late[:, None], np.float32(1e3), responses(subject, trials))
 
-    monkeypatch.setattr(module, "standardised_trials", spoilt)
+    monkeypatch.setattr(SubjectStore, "responses", spoilt)
     torch.testing.assert_close(finish(planted, solved, n_sessions=1), expected, rtol=0, atol=0)
     assert finish(planted, solved)["noise"].min() > 100  # all sessions: they count, then
+
+
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_of_one_or_two_validation_images_share_and_noise_are_finite_and_mostly_those_of_all_voxels(
+    planted, solved, monkeypatch, n_images
+):
+    select = Split.select
+
+    def few(split: Split, image: np.ndarray, *parts: Part) -> np.ndarray:
+        left = rows_of("validation")[n_images:]
+        return select(split, image, *parts) & ~np.isin(image, left)
+
+    monkeypatch.setattr(Split, "select", few)
+    assert len(samples_of(planted, "validation")) == n_images
+    found = finish(planted, solved)
+    assert float(found["share"].std()) < 0.05
+    assert float(found["noise"].min()) > 0.1
+    assert float(found["noise"].max()) < 2
 
 
 def test_finishing_twice_settles_the_same(planted, solved):
