@@ -19,6 +19,8 @@ from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
 from foundation.closed_form.finish import finish_adapter
+from foundation.closed_form.roi_weights import weights_of_subject
+from foundation.config import LossConfig
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.table import print_scores
 from foundation.model.encoding_model import EncodingModel
@@ -108,15 +110,20 @@ def adapt(command: Adapt) -> None:
     tracked = TrackedRun.start(name, kind="adapt", config=lineage, tags=lineage)
     try:
         with threads_for(train.responses.size):
+            loss, parcel = LossConfig(**made_from["recipe"]["loss"]), torch.from_numpy(parcels.labels).long()
             fitted = fit_adapter(
                 model,
                 subject,
-                torch.from_numpy(parcels.labels).long(),
+                parcel,
                 tokens,
                 train,
                 validation,
                 method=command.method,
                 seed=command.seed,
+                loss=loss,
+                target_weight=weights_of_subject(
+                    loss.roi_target, parcel, measurements, split, train, n_sessions=command.sessions
+                ),
                 log=tracked.log,
             )
             finish_adapter(

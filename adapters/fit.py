@@ -15,12 +15,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from adapters.ridge_start import ridge_start
-from data.loader import ordered_batches
+from data.loader import ordered_batches, tokens_on
 from data.preprocess import Samples
 from data.store import TokenReader
 from foundation.closed_form.linear_start import linear_start
@@ -85,8 +85,7 @@ def from_tokens(model: EncodingModel, tokens: TokenReader, samples: Samples) -> 
     device = next(model.parameters()).device
 
     def forward(rows: Tensor) -> Output:
-        cls, patch = (torch.from_numpy(part).float().to(device) for part in tokens.read(samples.image[rows.numpy()]))
-        return model(cls, patch, {samples.subject: slice(0, len(rows))})
+        return model(*tokens_on(device, tokens, samples.image[rows.numpy()]), {samples.subject: slice(0, len(rows))})
 
     return forward
 
@@ -119,19 +118,30 @@ def fit_adapter(
     *,
     method: Method,
     seed: int,
+    loss: LossConfig = LossConfig(),
+    target_weight: Float[Tensor, " voxel"] | None = None,
     config: FitConfig = FitConfig(),
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> Fitted:
     """Give `model` an adapter for `subject`, fitted on `train`; `validation` decides when to stop.
 
     The backbone's own weights aren't changed. Epoch 0 in `log` is the closed-form start.
+
+    Parameters
+    ----------
+    loss
+        The objective, and with it the ROI targets, that the backbone learned.
+    target_weight
+        Weights of the voxels in a linear ROI target; None: those of the mean.
     """
     torch.manual_seed(seed)
     model.eval().requires_grad_(False)
     adapter = model.add_subject(subject, parcel)
+    if target_weight is not None:
+        adapter.target_weight.copy_(target_weight)
     linear_start(model, subject, tokens, train, seed=seed)
     streams = streams_of(model, tokens, train)
-    ridge_start(model, subject, streams, torch.from_numpy(train.responses), seed=seed)
+    ridge_start(model, subject, streams, torch.from_numpy(train.responses), loss=loss, seed=seed)
     held_out = from_streams(model, subject, streams_of(model, tokens, validation))
     start = _score(held_out, validation)
     log({"validation/voxel_r": start}, 0)
@@ -142,7 +152,9 @@ def fit_adapter(
     if method == "lora":
         model.add_lora(subject, config.lora_rank)
         forward, held_out = from_tokens(model, tokens, train), from_tokens(model, tokens, validation)
-    fitted = _refine(model, forward, held_out, train, validation, start=start, seed=seed, config=config, log=log)
+    fitted = _refine(
+        model, forward, held_out, train, validation, start=start, seed=seed, loss=loss, config=config, log=log
+    )
     if fitted.kept_epoch == 0:
         adapter.lora = None  # no update helped: none is kept
     return fitted
@@ -157,6 +169,7 @@ def _refine(
     *,
     start: float,
     seed: int,
+    loss: LossConfig,
     config: FitConfig,
     log: Callable[[dict[str, float], int], None],
 ) -> Fitted:
@@ -170,11 +183,11 @@ def _refine(
     for epoch in range(1, config.epochs + 1):
         total = 0.0
         for rows in torch.randperm(len(train), generator=generator).split(config.batch_size):
-            loss = objective(model, forward(rows), {subject: responses[rows]}, LossConfig()).total
+            cost = objective(model, forward(rows), {subject: responses[rows]}, loss).total
             optimiser.zero_grad()
-            loss.backward()
+            cost.backward()
             optimiser.step()
-            total += float(loss.detach()) * len(rows)
+            total += float(cost.detach()) * len(rows)
         score = _score(held_out, validation)
         log({"train/loss": total / len(train), "validation/voxel_r": score}, epoch)
         if score > best:

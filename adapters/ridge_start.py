@@ -17,10 +17,12 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation.config import LossConfig
+from foundation.losses import roi_target
 from foundation.model.adapter import Adapter, RoiValues
 from foundation.model.dual_stream import Streams
 from foundation.model.encoding_model import EncodingModel
-from foundation.model.spatial import candidate_fields, gaussian_field
+from foundation.model.spatial import COARSE_PYRAMID, field_pyramid, make_field
 
 ALPHAS = np.logspace(0, 6, 9)
 N_FOLDS = 5
@@ -78,20 +80,29 @@ def _best_field(
 
 @torch.no_grad()
 def ridge_start(
-    model: EncodingModel, subject: str, streams: Streams, responses: Float[Tensor, "image voxel"], *, seed: int
+    model: EncodingModel,
+    subject: str,
+    streams: Streams,
+    responses: Float[Tensor, "image voxel"],
+    *,
+    loss: LossConfig = LossConfig(),
+    seed: int,
 ) -> None:
     """Set `subject`'s adapter from its training images alone: the streams' outputs to them and its mean responses.
 
-    The voxels are solved on ROI values that are predicted out of fold: those of the images that the ROI readouts were
-    fitted on are better than any to come, and voxels fitted on them would trust them too much.
+    ROIs learn the targets that `loss` names. The voxels are solved on ROI values that are predicted out of fold: those
+    of the images that the ROI readouts were fitted on are better than any to come, and voxels fitted on them would
+    trust them too much.
     """
     adapter = model.adapter(subject)
-    candidates = candidate_fields()
-    weighting = gaussian_field(candidates.place, candidates.log_size, model.streams.side)
+    candidates = field_pyramid(COARSE_PYRAMID)
+    field = make_field(model.config.readout, len(candidates), model.streams.side)
+    field.choose(candidates, torch.arange(len(candidates)))
+    weighting = field()  # as the adapter will see through them
     if model.config.readout == "mean":
-        weighting = torch.full_like(weighting[:1], 1 / model.streams.side**2)
+        weighting = weighting[:1]  # all are the same
 
-    targets = adapter.roi_means(responses).numpy()
+    targets = roi_target(adapter, responses, loss).numpy()
     everyone = np.arange(len(targets))
     where = list(torch.einsum("gp,bpw->gbw", weighting, streams.patch).numpy())
     what, choice, weights = _roi_readouts(streams, where, targets, everyone, seed=seed)

@@ -33,6 +33,7 @@ from foundation.closed_form.kernel_ridge import (
     mixtures,
     shortlist,
 )
+from foundation.closed_form.stacking import stack
 from foundation.closed_form.token_features import patches_under
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.spatial import CandidateFields, field_pyramid, gaussian_field
@@ -45,6 +46,7 @@ SCREENING_AXES = 128
 GROUP_BYTES = 2**29
 _BATCH = 128
 _SMALLEST_SD = 1e-6
+_FEWEST_IMAGES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,6 @@ class LinearStart:
     """The candidate that each voxel sees through."""
     roi_field: Int64[Tensor, " roi"]
     """The candidate that predicts each ROI's mean best."""
-    left_out: Float32[np.ndarray, "image voxel"]
-    """What fits without it predict for each training image, before the cut to the path's rank."""
 
 
 @torch.no_grad()
@@ -74,6 +74,11 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     ValueError
         If there are fewer than three training images.
     """
+    if len(train) < _FEWEST_IMAGES:
+        raise ValueError(
+            f"{subject} has {len(train)} training images; the closed-form path needs {_FEWEST_IMAGES} or more to "
+            f"choose penalties from: take more sessions, or another split"
+        )
     adapter = model.adapter(subject)
     responses = train.responses.astype(np.float32)
     rois = adapter.roi_means(torch.from_numpy(responses)).numpy()
@@ -107,27 +112,7 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     path.place.copy_(candidates.place[voxel_field])
     path.log_size.copy_(candidates.log_size[voxel_field])
     adapter.place_fields(candidates, voxel=voxel_field, roi=roi_field)
-    left_out = by_whole.mean + sum(
-        share * (best.left_out[:, voxels] - by_whole.mean)
-        for share, best in zip(shares, (by_whole, by_field), strict=True)
-    )
-    return LinearStart(candidates, voxel_field, roi_field, np.asarray(left_out, np.float32))
-
-
-def stack(
-    members: list[Float32[np.ndarray, "image voxel"]], responses: Float32[np.ndarray, "image voxel"]
-) -> Float32[np.ndarray, "member voxel"]:
-    """Return the non-negative weights of two predictions, centred, that fit each voxel's responses best."""
-    a, b = (m - m.mean(0) for m in members)
-    y = responses - responses.mean(0)
-    aa, bb, ab, ay, by = ((p * q).sum(0, dtype=np.float64) for p, q in ((a, a), (b, b), (a, b), (a, y), (b, y)))
-    determinant = aa * bb - ab**2
-    apart = determinant > 1e-9 * aa * bb  # else the two are one prediction
-    both = np.stack([bb * ay - ab * by, aa * by - ab * ay]) / np.where(apart, determinant, 1)
-    alone = np.maximum(np.stack([ay, by]), 0) / np.maximum(np.stack([aa, bb]), 1e-9)
-    first = alone[0] * ay >= alone[1] * by  # what either explains
-    single = alone * np.stack([first, ~first])
-    return np.where(apart & (both >= 0).all(0), both, single).astype(np.float32)
+    return LinearStart(candidates, voxel_field, roi_field)
 
 
 def leading_directions(predicted: Float32[np.ndarray, "image voxel"], rank: int) -> Float32[np.ndarray, "voxel rank"]:
@@ -145,7 +130,7 @@ def cut(
 ) -> tuple[Float32[np.ndarray, "channel rank"], Float32[np.ndarray, "voxel rank"]]:
     """Return factors of `weights` of `rank`: the best ones for inputs of that covariance (Eckart & Young 1936)."""
     values, axes = np.linalg.eigh(covariance.astype(np.float64))
-    root = np.sqrt(np.maximum(values, values[-1] * 1e-7))
+    root = np.sqrt(np.maximum(values, max(values[-1] * 1e-7, _SMALLEST_SD**2)))
     felt = (root[:, None] * axes.T) @ weights  # in whitened coordinates
     _, left = np.linalg.eigh(felt @ felt.T)
     left = left[:, -rank:]

@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from foundation.config import SpatialReadout
 
 INITIAL_SIZE = 0.25
-PLACES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
-SIZES = (0.08, 0.18)
 EVERYWHERE = 1.0
-PYRAMID: tuple[tuple[float, int], ...] = ((0.04, 16), (0.07, 14), (0.12, 10), (0.2, 8), (0.3, 6))
-"""Sizes, as standard deviations in image widths, and how many places a side each is tried at. Half as
-many predict phantom voxels worse by .005 in correlation; on V4 recordings the two differ by .001."""
+Pyramid = tuple[tuple[float, int], ...]
+"""Sizes, as standard deviations in image widths, and how many places a side each is tried at."""
+PYRAMID: Pyramid = ((0.04, 16), (0.07, 14), (0.12, 10), (0.2, 8), (0.3, 6))
+"""Half as many predict phantom voxels worse by .005 in correlation; on V4 recordings the two differ by .001."""
+COARSE_PYRAMID: Pyramid = ((0.08, 4), (0.18, 4))
+"""For whoever fits a cross-validated ridge under every field."""
 
 
 def gaussian_field(
@@ -53,22 +54,19 @@ class CandidateFields:
         return len(self.place)
 
 
-def candidate_fields() -> CandidateFields:
-    """Return the grid of candidates."""
-    grid = [(x, y, size) for size in SIZES for y in PLACES for x in PLACES]
-    x, y, size = torch.tensor([*grid, (0.5, 0.5, EVERYWHERE)]).T
-    return CandidateFields(place=torch.stack([x, y], dim=1), log_size=size.log())
-
-
-def field_pyramid() -> CandidateFields:
-    """Return the fields of `PYRAMID`, by size and row, the whole image last."""
-    grid = [((x + 0.5) / n, (y + 0.5) / n, size) for size, n in PYRAMID for y in range(n) for x in range(n)]
+def field_pyramid(pyramid: Pyramid = PYRAMID) -> CandidateFields:
+    """Return the fields of `pyramid`, by size and row, the whole image last."""
+    grid = [((x + 0.5) / n, (y + 0.5) / n, size) for size, n in pyramid for y in range(n) for x in range(n)]
     x, y, size = torch.tensor([*grid, (0.5, 0.5, EVERYWHERE)]).T
     return CandidateFields(place=torch.stack([x, y], dim=1), log_size=size.log())
 
 
 class GaussianField(nn.Module):
-    """A place and a size for each unit."""
+    """A place and a size for each unit, blurred by the half of a cell.
+
+    A field far below a cell is one cell's indicator, and its gradient by place and size rounding noise, which Adam
+    would make whole steps of.
+    """
 
     def __init__(self, n_unit: int, side: int) -> None:
         super().__init__()
@@ -78,7 +76,8 @@ class GaussianField(nn.Module):
 
     def forward(self) -> Float[Tensor, "unit patch"]:
         """Return the weights of places."""
-        return gaussian_field(self.place, self.log_size, self.side)
+        blurred = (torch.exp(2 * self.log_size) + (0.5 / self.side) ** 2).log() / 2
+        return gaussian_field(self.place, blurred, self.side)
 
     @torch.no_grad()
     def choose(self, candidates: CandidateFields, choice: Int64[Tensor, " unit"]) -> None:

@@ -18,16 +18,16 @@ import torch
 
 from data.audit import audit_fit
 from data.parcels import Parcels, make_parcels, parse_parcels
-from data.preprocess import Preprocessing, Samples, samples, training_reliability
+from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
 from foundation.checkpoint import load_model, new_directory, newest_checkpoint, save_model
 from foundation.closed_form.finish import finish_adapter
 from foundation.closed_form.linear_start import linear_start
+from foundation.closed_form.roi_weights import weights_of_subject
 from foundation.config import OptimConfig, Recipe
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.roi_targets import voxel_weights
 from foundation.training.engine import Engine
 from foundation.training.loop import Course, Log, Progress, train, validation_scores
 from foundation.training.run import Plan, code_version
@@ -149,24 +149,14 @@ def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
     model = build_model(recipe, tokens, images, material.parcels).eval()
     for name, train_samples in material.train.items():
         adapter = model.adapter(name)
-        if recipe.loss.roi_target != "top-p":
-            weights = _target_weights(material, name, adapter.parcel)
-            adapter.target_weight.copy_(weights)
+        subject = material.store.subject(name)
+        weights = weights_of_subject(recipe.loss.roi_target, adapter.parcel, subject, material.split, train_samples)
+        adapter.target_weight.copy_(weights)
         if recipe.start == "ridge":
             tell(f"closed-form start of {name}: {len(train_samples)} images, {adapter.n_voxel} voxels")
             linear_start(model, name, tokens, train_samples, seed=recipe.seed)
     with new_directory(plan.directory / START) as directory:
         save_model(model, directory, made_from=material.made_from)
-
-
-def _target_weights(material: Material, name: str, parcel: torch.Tensor) -> torch.Tensor:
-    """Return the voxels' weights in Stage 1's targets, from training trials alone."""
-    target, reliability = material.recipe.loss.roi_target, None
-    if target == "reliability-weighted":
-        found, _ = training_reliability(material.store.subject(name), material.split)
-        reliability = None if found is None else torch.from_numpy(found)
-    responses = torch.from_numpy(material.train[name].responses)
-    return voxel_weights(target, parcel, responses=responses, reliability=reliability)
 
 
 def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trained", "interrupted"]:

@@ -7,10 +7,11 @@ from sklearn.linear_model import Ridge
 
 from adapters import ridge_start as module
 from adapters.ridge_start import ridge_start, solve
+from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.model.spatial import candidate_fields, gaussian_field
+from foundation.model.spatial import COARSE_PYRAMID, field_pyramid, gaussian_field
 from tests.tiny_store import TINY_BACKBONE
 
 SIDE = 8
@@ -86,8 +87,9 @@ def test_more_features_than_images_are_solved_too():
     assert np.isfinite(solved.weights).all()
 
 
-CANDIDATES = candidate_fields()
-FIELDS = gaussian_field(CANDIDATES.place, CANDIDATES.log_size, SIDE)
+CANDIDATES = field_pyramid(COARSE_PYRAMID)
+FIELDS = gaussian_field(CANDIDATES.place, torch.hypot(CANDIDATES.log_size.exp(), torch.tensor(0.5 / SIDE)).log(), SIDE)
+"""As an adapter sees through them: blurred by half a cell."""
 SMALL, LARGE = 0, len(CANDIDATES) - 2
 """A small field and a large one, in opposite corners; the whole image comes last."""
 PLANTED = (SMALL, LARGE)
@@ -217,3 +219,15 @@ def test_the_first_subject_of_a_backbone_keeps_its_own_embeddings():
     before = model.adapter("new").roi_embedding.clone()
     ridge_start(model, "new", streams(), torch.randn(150, 8), seed=0)
     torch.testing.assert_close(model.adapter("new").roi_embedding, before, rtol=0, atol=0)
+
+
+def test_rois_learn_the_target_that_the_backbone_learned(model):
+    given, tuning = streams(), torch.randn(TINY_BACKBONE.width, 2, generator=torch.Generator().manual_seed(4))
+    responses = torch.randn(150, 8, generator=torch.Generator().manual_seed(5))
+    first = torch.tensor([0, 4])  # one voxel of each ROI is tuned, and has all the weight in its ROI's target
+    responses[:, first] = 3 * given.cls @ tuning
+    adapter = model.adapter("new")
+    adapter.target_weight.zero_()[first] = 1
+    ridge_start(model, "new", given, responses, loss=LossConfig(roi_target="low-rank"), seed=0)
+    found = adapter.roi_values(given).cls
+    torch.testing.assert_close(found, responses[:, first], rtol=0.05, atol=0.2)

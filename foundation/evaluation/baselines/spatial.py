@@ -20,24 +20,18 @@ from foundation.closed_form.kernel_ridge import (
     standardised_pair,
 )
 from foundation.closed_form.token_features import grid_side, patches_under
-from foundation.model.spatial import PYRAMID
+from foundation.model.spatial import PYRAMID, Pyramid, field_pyramid, gaussian_field
 
 FIELDS_BYTES = 2**29
 """Averages that are kept at a time; the tokens are read once for each such group of fields."""
 
 
-def candidate_fields(
-    side: int, *, pyramid: tuple[tuple[float, int], ...] = PYRAMID
-) -> Float32[np.ndarray, "field patch"]:
-    """Return Gaussians over a `side` x `side` grid, each of sum 1, the whole image last."""
-    centre = (np.arange(side) + 0.5) / side
-    fields = []
-    for size, n_places in pyramid:
-        place = (np.arange(n_places) + 0.5) / n_places
-        line = np.exp(-np.square(centre - place[:, None]) / (2 * size**2))
-        line /= line.sum(1, keepdims=True)
-        fields.append(np.kron(line, line))
-    return np.concatenate([*fields, np.full((1, side**2), side**-2.0)]).astype(np.float32)
+def pyramid_weights(side: int, *, pyramid: Pyramid = PYRAMID) -> Float32[np.ndarray, "field patch"]:
+    """Return the pyramid's Gaussians over a `side` x `side` grid, each of sum 1; the last is the plain mean."""
+    fields = field_pyramid(pyramid)
+    weights = gaussian_field(fields.place, fields.log_size, side).numpy()
+    weights[-1] = side**-2
+    return weights
 
 
 def spatial(
@@ -46,10 +40,10 @@ def spatial(
     responses: Float32[np.ndarray, "image voxel"],
     rows: Int[np.ndarray, " new"],
     *,
-    pyramid: tuple[tuple[float, int], ...] = PYRAMID,
+    pyramid: Pyramid = PYRAMID,
 ) -> Best:
-    """Fit on the images `image` and predict the images `rows`; `Best.candidate` is the field of `candidate_fields`."""
-    fields = candidate_fields(grid_side(tokens), pyramid=pyramid)
+    """Fit on the images `image` and predict the images `rows`; `Best.candidate` is the row of `pyramid_weights`."""
+    fields = pyramid_weights(grid_side(tokens), pyramid=pyramid)
     return best_of(_through(tokens, image, rows, fields), responses)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int
 
 from data.preprocess import Samples
 from data.store import TokenReader
+from foundation.closed_form.stacking import stack
 from foundation.closed_form.token_features import global_tokens, ridge_features
 from foundation.evaluation.baselines.banded import banded_ridge
 from foundation.evaluation.baselines.ridge import fit_ridge, image_folds
@@ -34,10 +35,25 @@ def _spatial(tokens: TokenReader, train: Samples, rows: np.ndarray, *, seed: int
     return spatial(tokens, train.image, train.responses, rows).prediction
 
 
-_SYSTEMS = {"ridge": _ridge, "banded-ridge": _banded_ridge, "cls-probe": _cls_probe, "spatial": _spatial}
+def _stacked(tokens: TokenReader, train: Samples, rows: np.ndarray, *, seed: int) -> np.ndarray:
+    whole = banded_ridge(tokens, train.image, train.responses, rows, seed=seed)
+    field = spatial(tokens, train.image, train.responses, rows)
+    shares = stack([whole.left_out, field.left_out], train.responses)
+    members = zip(shares, (whole.prediction, field.prediction), strict=True)
+    return whole.mean + sum(share * (prediction - whole.mean) for share, prediction in members)
+
+
+_SYSTEMS = {
+    "ridge": _ridge,
+    "banded-ridge": _banded_ridge,
+    "cls-probe": _cls_probe,
+    "spatial": _spatial,
+    "stacked": _stacked,
+}
 BASELINES = tuple(_SYSTEMS)
 """ridge: global tokens of all depths and coarse patches. banded-ridge: the same in bands, and finer patches.
-cls-probe: the last depth's global token. spatial: a receptive field per voxel."""
+cls-probe: the last depth's global token. spatial: a receptive field per voxel. stacked: banded ridge and spatial, added
+with non-negative weights per voxel (Lin et al. 2024)."""
 
 
 def predict(

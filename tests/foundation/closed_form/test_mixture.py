@@ -80,6 +80,18 @@ def test_noise_of_few_trials_is_drawn_towards_that_of_all_voxels():
     np.testing.assert_allclose(np.square(found), share * alone + (1 - share) * alone.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("n_images", [1, 2])
+@pytest.mark.parametrize("apart", [0, 1], ids=["alike", "apart"])
+def test_one_or_two_images_give_a_share_and_a_noise_of_their_own(n_images, apart):
+    path, network = predictions(n_images)
+    network = path + apart * (network - path)
+    responses = (path + 0.3 * (network - path) + 0.5).astype(np.float32)
+    share = network_share(path, network, responses, weight=np.arange(1.0, n_images + 1))
+    assert ((share >= 0) & (share <= 1)).all()
+    found = noise_sd(path, responses, np.arange(n_images), drawn_variance=np.zeros(20))
+    assert ((found > 0.1) & (found < 3)).all()
+
+
 def test_draws_that_vary_more_than_trials_leave_little_noise_but_some():
     scatter = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     found = noise_sd(np.zeros((1, 3), np.float32), scatter, np.zeros(50, np.int64), drawn_variance=np.full(3, 9.0))

@@ -16,8 +16,9 @@ from foundation.closed_form.token_features import cells, patches_under, ridge_fe
 from foundation.evaluation.baselines import BASELINES, predict, predict_out_of_fold
 from foundation.evaluation.baselines.banded import _mixed, bands, mixtures
 from foundation.evaluation.baselines.ridge import image_folds
-from foundation.evaluation.baselines.spatial import PYRAMID, candidate_fields, spatial
+from foundation.evaluation.baselines.spatial import pyramid_weights, spatial
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.model.spatial import PYRAMID
 
 N_TRAIN, N_NEW = 300, 60
 ROWS = np.arange(N_TRAIN, N_TRAIN + N_NEW)
@@ -81,7 +82,7 @@ def test_a_band_of_its_own_penalty_beats_one_penalty_for_all(tokens):
 
 def test_a_receptive_field_is_found_at_its_place_and_beats_ridge(tokens):
     pyramid = ((0.06, 8), (0.12, 8))
-    fields, planted_at = candidate_fields(SIDE, pyramid=pyramid), [9, 50, 64 + 30]
+    fields, planted_at = pyramid_weights(SIDE, pyramid=pyramid), [9, 50, 64 + 30]
     train, truth = planted(
         tokens, lambda cls, patch: np.hstack([through(fields[k], patch, seed=k, n_voxels=2) for k in planted_at])
     )
@@ -92,18 +93,51 @@ def test_a_receptive_field_is_found_at_its_place_and_beats_ridge(tokens):
     ).all()
 
 
+def test_stacking_keeps_the_better_of_banded_ridge_and_fields_and_gains_where_a_voxel_needs_both(tokens):
+    field = pyramid_weights(SIDE, pyramid=((0.12, 8),))[18]
+
+    def signal(cls: np.ndarray, patch: np.ndarray) -> np.ndarray:
+        whole = cls.reshape(len(cls), -1) @ np.random.default_rng(2).standard_normal((DEPTH * WIDTH, 8))
+        local = through(field, patch, seed=3, n_voxels=8)
+        whole, local = whole / whole.std(0), local / local.std(0)
+        return np.hstack([whole[:, :4], local[:, :4], whole[:, 4:] + local[:, 4:]])
+
+    train, truth = planted(tokens, signal)
+    r = {
+        name: voxelwise_r(predict(name, tokens, train, ROWS, seed=0), truth)
+        for name in ("banded-ridge", "spatial", "stacked")
+    }
+    either = np.maximum(r["banded-ridge"], r["spatial"])
+    assert (r["stacked"] > either - 0.01).all()
+    assert r["stacked"][8:].mean() > either[8:].mean() + 0.01
+    assert r["banded-ridge"][:4].min() > r["spatial"][:4].max() + 0.5  # fields know nothing of global tokens
+    assert r["spatial"][4:8].min() > r["banded-ridge"][4:8].max()
+
+
+def test_fields_are_those_of_the_pyramid_written_out_and_the_last_is_the_plain_mean():
+    found, centre, row = pyramid_weights(7, pyramid=((0.05, 3), (0.3, 2))), (np.arange(7) + 0.5) / 7, 0
+    for size, n_places in ((0.05, 3), (0.3, 2)):
+        for y in (np.arange(n_places) + 0.5) / n_places:
+            for x in (np.arange(n_places) + 0.5) / n_places:
+                bump = np.exp(-(np.square(centre - y)[:, None] + np.square(centre - x)) / (2 * size**2))
+                np.testing.assert_allclose(found[row], (bump / bump.sum()).ravel(), atol=1e-6)
+                row += 1
+    np.testing.assert_allclose(found[row:], 1 / 49, rtol=1e-6)
+    assert len(found) == row + 1
+
+
 def test_fields_are_averages_and_the_whole_image_is_one():
-    fields = candidate_fields(16)
+    fields = pyramid_weights(16)
     assert fields.shape == (sum(n**2 for _, n in PYRAMID) + 1, 256)
     np.testing.assert_allclose(fields.sum(1), 1, rtol=1e-5)
     np.testing.assert_array_equal(fields[-1], np.full(256, 1 / 256, np.float32))
     first = fields[0].reshape(16, 16)
     assert np.unravel_index(first.argmax(), first.shape) in {(0, 0), (0, 1), (1, 0), (1, 1)}
-    np.testing.assert_allclose(fields[1].reshape(16, 16), fields[PYRAMID[0][1]].reshape(16, 16).T)
+    np.testing.assert_allclose(fields[1].reshape(16, 16), fields[PYRAMID[0][1]].reshape(16, 16).T, atol=1e-7)
 
 
 def test_groups_of_fields_do_not_change_what_is_found(tokens, monkeypatch):
-    train, _ = planted(tokens, lambda cls, patch: through(candidate_fields(SIDE)[9], patch, seed=0))
+    train, _ = planted(tokens, lambda cls, patch: through(pyramid_weights(SIDE)[9], patch, seed=0))
     whole = spatial(tokens, train.image, train.responses, ROWS, pyramid=((0.2, 3),))
     monkeypatch.setattr("foundation.evaluation.baselines.spatial.FIELDS_BYTES", 1)
     one_by_one = spatial(tokens, train.image, train.responses, ROWS, pyramid=((0.2, 3),))
@@ -181,7 +215,9 @@ def test_out_of_fold_predictions_are_those_of_a_fit_without_the_fold(tokens, nam
 
 def test_what_cannot_be_predicted_is_refused_by_name(tokens, tmp_path):
     train, _ = planted(tokens, lambda cls, patch: cls[:, -1])
-    with pytest.raises(ValueError, match=r"no baseline 'lasso'; there are ridge, banded-ridge, cls-probe, spatial"):
+    with pytest.raises(
+        ValueError, match=r"no baseline 'lasso'; there are ridge, banded-ridge, cls-probe, spatial, stacked$"
+    ):
         predict("lasso", tokens, train, ROWS, seed=0)
     twice = replace(train, image=np.zeros_like(train.image))
     with pytest.raises(ValueError, match="300 rows show 1 images; average the repeats of an image first"):

@@ -10,7 +10,7 @@ from foundation.model.adapter import Adapter
 from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.linear_path import LinearShape, linear_features
-from foundation.model.spatial import candidate_fields, gaussian_field
+from foundation.model.spatial import COARSE_PYRAMID, field_pyramid
 from foundation.recipes import recipe_named
 from tests.tiny_store import TINY_BACKBONE
 
@@ -46,8 +46,7 @@ def test_an_roi_target_is_the_mean_of_its_voxels(adapter):
 
 def test_roi_values_are_both_streams_readouts_mixed_by_the_gate(adapter):
     streams = streams_of_three()
-    found = adapter.roi_values(streams)
-    field = gaussian_field(adapter.roi_field.place, adapter.roi_field.log_size, 4)
+    found, field = adapter.roi_values(streams), adapter.roi_field()
     for b in range(3):
         for k in range(3):
             what = streams.cls[b] @ adapter.roi_cls[k] + adapter.roi_bias[0, k]
@@ -106,7 +105,7 @@ def test_a_voxels_bias_is_said_once_whichever_decoders_there_are(decoders):
 
 
 def test_rois_and_voxels_see_through_the_candidates_that_are_told_and_keep_their_own_otherwise(adapter):
-    candidates = candidate_fields()
+    candidates = field_pyramid(COARSE_PYRAMID)
     before = adapter.voxel_field().clone()
     adapter.place_fields(candidates, voxel=None, roi=torch.tensor([32, 0, 5]))
     torch.testing.assert_close(adapter.roi_field.place, candidates.place[[32, 0, 5]])
@@ -118,7 +117,7 @@ def test_rois_and_voxels_see_through_the_candidates_that_are_told_and_keep_their
 
 @pytest.mark.parametrize("changes", [{"streams": ("cls",)}, {"decoders": ("residual",)}])
 def test_an_adapter_without_fields_has_none_to_be_placed(changes):
-    fresh(**changes).place_fields(candidate_fields(), voxel=torch.arange(7), roi=torch.arange(3))
+    fresh(**changes).place_fields(field_pyramid(COARSE_PYRAMID), voxel=torch.arange(7), roi=torch.arange(3))
 
 
 def test_network_and_closed_form_path_are_mixed_voxel_by_voxel(adapter):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.model.spatial import candidate_fields, gaussian_field, make_field
+from foundation.model.spatial import COARSE_PYRAMID, PYRAMID, GaussianField, field_pyramid, gaussian_field, make_field
 
 READOUTS = ("mean", "factorised", "gaussian")
 
@@ -57,7 +57,7 @@ def test_a_unit_costs_what_its_readout_learns_and_saves_no_more(readout, numbers
 
 
 def test_candidates_of_each_size_cover_the_image_row_by_row_and_the_last_is_all_of_it():
-    candidates = candidate_fields()
+    candidates = field_pyramid(COARSE_PYRAMID)
     field = gaussian_field(candidates.place, candidates.log_size, 4)
     assert len(candidates) == len(field) == 33
     assert field[:-1].argmax(-1).tolist() == [*range(16), *range(16)]
@@ -65,16 +65,69 @@ def test_candidates_of_each_size_cover_the_image_row_by_row_and_the_last_is_all_
     assert field[-1].max() / field[-1].min() < 2
 
 
-@pytest.mark.parametrize("readout", ["factorised", "gaussian"])
-def test_a_unit_sees_through_the_candidate_that_is_chosen_for_it(readout):
-    candidates, choice = candidate_fields(), torch.tensor([32, 0, 17, 0])
+@pytest.mark.parametrize("pyramid", [PYRAMID, COARSE_PYRAMID], ids=["fine", "coarse"])
+def test_candidates_differ_and_those_of_a_size_are_spread_evenly(pyramid):
+    candidates = field_pyramid(pyramid)
+    each = torch.column_stack([candidates.place, candidates.log_size])
+    assert len(each.unique(dim=0)) == len(candidates) == sum(n**2 for _, n in pyramid) + 1
+    for sd, n in pyramid:
+        places = candidates.place[torch.isclose(candidates.log_size.exp(), torch.tensor(sd))]
+        x, y = np.meshgrid(*2 * [(np.arange(n) + 0.5) / n])
+        np.testing.assert_allclose(places, np.stack([x.ravel(), y.ravel()], axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("readout", "blur"), [("factorised", 0), ("gaussian", 0.5 / 6)])
+def test_a_unit_sees_through_the_candidate_that_is_chosen_for_it(readout, blur):
+    candidates, choice = field_pyramid(COARSE_PYRAMID), torch.tensor([32, 0, 17, 0])
     field = make_field(readout, 4, 6)
     field.choose(candidates, choice)
-    expected = gaussian_field(candidates.place[choice], candidates.log_size[choice], 6)
-    torch.testing.assert_close(field(), expected)
+    size = torch.hypot(candidates.log_size[choice].exp(), torch.tensor(blur))
+    torch.testing.assert_close(field(), gaussian_field(candidates.place[choice], size.log(), 6))
+
+
+def single_field(size: float, *, place: tuple[float, float] = (0.4, 0.55), side: int = 8) -> GaussianField:
+    """One unit's field, in double precision; the place is where cells 3 and 4 of both axes are in sight."""
+    field = GaussianField(1, side).double()
+    with torch.no_grad():
+        field.place.copy_(torch.tensor([place]))
+        field.log_size.fill_(size).log_()
+    return field
+
+
+@pytest.mark.parametrize("size", [0.01, 0.06, 0.3])
+def test_fields_have_a_gradient_to_learn_from_even_far_below_a_cell(size):
+    field, target = single_field(size), torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (field() @ target).sum().backward()
+    for parameter in (field.place, field.log_size):
+        assert parameter.grad is not None
+        flat, step = parameter.data.view(-1), 1e-5
+        for i, found in enumerate(parameter.grad.view(-1).tolist()):
+            seen = []
+            for sign in (1, -1):
+                flat[i] += sign * step
+                seen.append(float((field() @ target).sum().detach()))
+                flat[i] -= sign * step
+            assert found == pytest.approx((seen[0] - seen[1]) / (2 * step), rel=1e-4, abs=1e-8)
+            assert abs(found) > 1e-3
+
+
+def test_without_its_blur_a_field_far_below_a_cell_would_have_no_gradient():
+    field = single_field(0.01)
+    gaussian_field(field.place, field.log_size, 8)[:, ::2].sum().backward()
+    for parameter in (field.place, field.log_size):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() < 1e-6
+
+
+def test_a_field_far_below_a_cell_is_as_wide_as_half_a_cell_and_a_large_one_as_it_says():
+    centre = 0.5 + 0.5 / 32
+    small = single_field(1e-4, place=(centre, centre), side=32)().detach().numpy()
+    np.testing.assert_allclose(np.sqrt(small @ np.square(grid(32) - centre)), 0.5 / 32, rtol=0.1)
+    large = single_field(0.3, side=32)
+    torch.testing.assert_close(large(), gaussian_field(large.place, large.log_size, 32), rtol=0.02, atol=0)
 
 
 def test_the_mean_has_no_choice():
     field = make_field("mean", 2, 4)
-    field.choose(candidate_fields(), torch.tensor([0, 5]))
+    field.choose(field_pyramid(COARSE_PYRAMID), torch.tensor([0, 5]))
     torch.testing.assert_close(field(), torch.full((2, 16), 1 / 16), rtol=0, atol=0)
