@@ -6,9 +6,10 @@
     python -m tests.experiments.parts table DIR
 
 The queue goes on where it was stopped, in the middle of a training too: a finished variant has ``predictions.npz``, and
-an unfinished one its checkpoints. Every variant has the seed, the data and the closed-form path of ``full``. The table
-gives each subject's voxelwise r on its test images and the paired difference from ``full``, with a 95 % interval over
-images; baselines are beside them.
+an unfinished one its checkpoints. Every variant has the data and the closed-form path of ``full``, and its seed, but
+for the one that tells how much a seed matters. The table gives each subject's voxelwise r on its test images and the
+paired difference from ``full``, with a 95 % interval over images; baselines are beside them. ``validation`` is the best
+checkpoint's mean over subjects, of the network alone.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data.command_line import CommonOptions, Session, begin
-from data.preprocess import samples
-from foundation.checkpoint import load_model, new_directory, save_model
+from data.preprocess import Samples, samples
+from foundation.checkpoint import load_model, new_directory, read_description, save_model
 from foundation.config import BackboneConfig, Recipe
 from foundation.evaluation.baselines import BASELINES, predict
 from foundation.evaluation.compare import model_prediction
@@ -41,6 +42,7 @@ from foundation.training.run import Plan
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
+    "full, another seed": {"seed": 1},
     "without CLS stream": {"streams": ("patch",)},
     "without patch stream": {"streams": ("cls",)},
     "CLS of the last depth only": {"cls_depths": "last"},
@@ -54,6 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without blocks in the streams": {"n_cls_layer": 0, "n_patch_layer": 0},
 }
 """What is changed of the recipe: fields of its backbone, or its start."""
+WITH_VALIDATION = "stacked, on validation too"
+"""The strongest baseline, fitted on the images that choose checkpoints and shares for the model as well."""
 LENT = (".linear.", ".target_weight", ".roi_field.", ".voxel_field.")
 
 
@@ -118,6 +122,14 @@ def lend_start(full: Path, plan: Plan) -> None:
         save_model(model, directory, made_from=made_from | {"recipe": plan.recipe.to_json()})
 
 
+def joined(first: Samples, second: Samples) -> Samples:
+    """Return the images of both."""
+    fields = ("image", "responses", "n_repeats")
+    return dataclasses.replace(
+        first, **{field: np.concatenate([getattr(first, field), getattr(second, field)]) for field in fields}
+    )
+
+
 def keep_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
     """Write predictions under a temporary name and rename it."""
     temporary = path.with_name(f".{path.name}.unfinished")
@@ -172,15 +184,21 @@ def train(command: Train) -> None:
     full = plan_of("full")
     material = Material(full)
     material.audit()
-    for baseline in command.baselines:
-        path = directory / f"{baseline}.npz"
+    fits = {name: (name, material.train) for name in command.baselines}
+    if "stacked" in command.baselines:
+        fits[WITH_VALIDATION] = (
+            "stacked",
+            {name: joined(material.train[name], material.validation[name]) for name in material.names},
+        )
+    for title, (baseline, images) in fits.items():
+        path = directory / f"{title}.npz"
         if not path.exists():
             since, found = time.perf_counter(), {}
             for name in material.names:
                 _, rows = measured_test(material.store.subject(name), material.split)
-                found[name] = predict(baseline, material.tokens, material.train[name], rows, seed=recipe.seed)
+                found[name] = predict(baseline, material.tokens, images[name], rows, seed=recipe.seed)
             keep_predictions(path, found)
-            console.print(f"{baseline}: {time.perf_counter() - since:.0f} s")
+            console.print(f"{title}: {time.perf_counter() - since:.0f} s")
     for variant in command.variants:
         plan = plan_of(variant)
         path = plan.directory / "predictions.npz"
@@ -242,11 +260,19 @@ def scores_of(directory: Path) -> dict[str, Scores]:
     return found
 
 
+def validation_of(run: Path) -> str:
+    """Return the score that chose a run's checkpoint, to be shown; nothing for what isn't a run."""
+    if not (run / "best").exists():
+        return ""
+    return f"{read_description(run / 'best')['made_from']['validation_voxel_r']:.4f}"
+
+
 def tabulate(command: Tabulate) -> None:
     """Print a row per system: r of each subject and its difference from ``full``."""
     begin(command.session)
-    scores = scores_of(command.directory.resolve())
-    table = Table("system", *scores, title=f"voxelwise r against repeat means, roi {command.roi}")
+    directory = command.directory.resolve()
+    scores = scores_of(directory)
+    table = Table("system", "validation", *scores, title=f"voxelwise r against repeat means, roi {command.roi}")
     wanted = {"roi": command.roi, "axis": "voxel", "target": "mean", "metric": "r"}
     systems = dict.fromkeys(row.system for found in scores.values() for row in found.rows)
     for system in systems:
@@ -258,8 +284,8 @@ def tabulate(command: Tabulate) -> None:
             if pairs and pairs[0].difference is not None:
                 value += f" {pairs[0].difference:+.4f} [{pairs[0].low:+.4f} {pairs[0].high:+.4f}]"
             cells.append(value)
-        table.add_row(system, *cells)
-    Console(width=60 + 34 * len(scores)).print(table)
+        table.add_row(system, validation_of(directory / system), *cells)
+    Console(width=72 + 34 * len(scores)).print(table)
 
 
 def _matches(row: Any, wanted: dict[str, str]) -> bool:
