@@ -52,7 +52,7 @@ class BackboneConfig:
     """Let each block of the patch stream scan both ways."""
     readout: SpatialReadout = "gaussian"
     """How an ROI or voxel weighs places: the mean of all, a free map, or a Gaussian population receptive field."""
-    gate: Literal["image", "roi"] = "roi"
+    gate: Literal["image", "roi"] = "image"
     """What the share of the CLS stream depends on: the image alone (the paper), or image and ROI."""
     n_gate: int = 16
     """Width of the gate's trunk."""
@@ -64,7 +64,7 @@ class BackboneConfig:
     """Blocks of the Stage-2 decoder."""
     n_query: int = 4
     """Query tokens of the holistic decoder."""
-    latent: int | None = 32
+    latent: int | None = None
     """Dimensions of the VAE's latent; None: Stage 2 is deterministic."""
     decoders: tuple[Literal["holistic", "residual"], ...] = ("holistic", "residual")
     """Decoders of Stage 2: from shared response components, and from the voxel's own ROI."""

@@ -26,6 +26,7 @@ TINY_BACKBONE = BackboneConfig(
     n_component=4,
     n_local=3,
     n_residual=2,
+    gate="roi",
     n_gate=3,
     mamba=MambaConfig(d_state=4, d_conv=3, headdim=8, chunk_size=8),
 )

@@ -173,7 +173,8 @@ def test_a_saved_adapter_with_updates_predicts_the_same_in_a_fresh_backbone(fit,
     with torch.inference_mode():
         found, expected = (model.predict(cls, patch, SUBJECT) for model in (other, done.model))
     assert done.model.adapter(SUBJECT).lora is not None
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert_same(other.adapter(SUBJECT).state_dict(), done.adapter)
+    torch.testing.assert_close(found, expected)  # equal weights at other addresses may round otherwise in a product
 
 
 def test_streams_computed_once_are_those_of_a_forward_pass(tiny_store, make_backbone, validation):

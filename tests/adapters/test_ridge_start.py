@@ -11,7 +11,7 @@ from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.model.spatial import COARSE_PYRAMID, field_pyramid, gaussian_field
+from foundation.model.spatial import BLUR, COARSE_PYRAMID, field_pyramid, gaussian_field
 from tests.tiny_store import TINY_BACKBONE
 
 SIDE = 8
@@ -88,7 +88,7 @@ def test_more_features_than_images_are_solved_too():
 
 
 CANDIDATES = field_pyramid(COARSE_PYRAMID)
-FIELDS = gaussian_field(CANDIDATES.place, torch.hypot(CANDIDATES.log_size.exp(), torch.tensor(0.5 / SIDE)).log(), SIDE)
+FIELDS = gaussian_field(CANDIDATES.place, torch.hypot(CANDIDATES.log_size.exp(), torch.tensor(BLUR / SIDE)).log(), SIDE)
 """As an adapter sees through them: blurred by half a cell."""
 SMALL, LARGE = 0, len(CANDIDATES) - 2
 """A small field and a large one, in opposite corners; the whole image comes last."""

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.model.spatial import COARSE_PYRAMID, PYRAMID, GaussianField, field_pyramid, gaussian_field, make_field
+from foundation.model.spatial import (
+    BLUR,
+    COARSE_PYRAMID,
+    PYRAMID,
+    GaussianField,
+    field_pyramid,
+    gaussian_field,
+    make_field,
+)
 
 READOUTS = ("mean", "factorised", "gaussian")
 
@@ -76,7 +84,7 @@ def test_candidates_differ_and_those_of_a_size_are_spread_evenly(pyramid):
         np.testing.assert_allclose(places, np.stack([x.ravel(), y.ravel()], axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("readout", "blur"), [("factorised", 0), ("gaussian", 0.5 / 6)])
+@pytest.mark.parametrize(("readout", "blur"), [("factorised", 0), ("gaussian", BLUR / 6)])
 def test_a_unit_sees_through_the_candidate_that_is_chosen_for_it(readout, blur):
     candidates, choice = field_pyramid(COARSE_PYRAMID), torch.tensor([32, 0, 17, 0])
     field = make_field(readout, 4, 6)
@@ -119,10 +127,10 @@ def test_without_its_blur_a_field_far_below_a_cell_would_have_no_gradient():
         assert parameter.grad.abs().max() < 1e-6
 
 
-def test_a_field_far_below_a_cell_is_as_wide_as_half_a_cell_and_a_large_one_as_it_says():
-    centre = 0.5 + 0.5 / 32
-    small = single_field(1e-4, place=(centre, centre), side=32)().detach().numpy()
-    np.testing.assert_allclose(np.sqrt(small @ np.square(grid(32) - centre)), 0.5 / 32, rtol=0.1)
+def test_a_field_far_below_a_cell_is_as_wide_as_a_quarter_of_one_and_a_large_one_as_it_says():
+    small = single_field(1e-4, side=32)
+    quarter = torch.full_like(small.log_size, BLUR / 32).log()
+    torch.testing.assert_close(small(), gaussian_field(small.place, quarter, 32), rtol=0.01, atol=1e-12)
     large = single_field(0.3, side=32)
     torch.testing.assert_close(large(), gaussian_field(large.place, large.log_size, 32), rtol=0.02, atol=0)
 
