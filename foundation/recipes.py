@@ -62,6 +62,7 @@ RECIPES = {
                 n_patch_layer=2,
                 token_budget=8,
                 scan_orders=("raster", "reversed", "column", "column-reversed"),
+                decoders=("holistic",),
                 n_linear_whole=64,
                 n_linear_field=64,
                 token_dropout=0.2,

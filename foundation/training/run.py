@@ -15,6 +15,7 @@ from data.home import home
 from data.schema import json_digest
 from foundation.checkpoint import write_json
 from foundation.config import Recipe
+from foundation.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +104,6 @@ def code_version() -> str:
 
 
 def set_threads(n_workers_here: int) -> None:
-    """Share this machine's cores among the workers on it."""
+    """Share this machine's cores among the workers on it, and keep the memory that a step frees for the next one."""
+    keep_freed_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_workers_here))

@@ -110,8 +110,9 @@ def _decays(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     The exponential is taken of differences: of `a_i` and `-a_j` alone it would overflow where decays are strong.
     """
-    a = g.cumsum(2)
-    end, by_head = a[:, :, -1:], a.mT
+    by_head = g.mT.contiguous().cumsum(3)  # tokens last, so that compiled loops run over tokens and not over heads
+    a = by_head.mT
+    end = a[:, :, -1:]
     earlier = torch.ones(a.shape[2], a.shape[2], dtype=torch.bool, device=a.device).tril(-1)
     between = torch.where(earlier, by_head[..., :, None] - by_head[..., None, :], -torch.inf).exp()
     return a.exp()[..., None], (end - a).exp()[..., None], end.exp()[..., None], between
