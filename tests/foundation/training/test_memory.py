@@ -13,7 +13,7 @@ from foundation.training.memory import keep_freed_memory
 def step():
     arrays = [torch.ones(1_600_000) for _ in range(24)]
 
-if sys.argv[1] == "kept" and not keep_freed_memory():
+if not keep_freed_memory():
     sys.exit("cannot")
 for _ in range(5):
     step()
@@ -26,13 +26,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is what is told")
 def test_freed_memory_is_used_again_without_a_fault_for_each_page():
-    faults = {}
-    for how in ("kept", "as it is"):
-        ran = subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, text=True, check=False)
-        if "cannot" in ran.stderr:
-            pytest.skip("this C library can't be told")
-        assert ran.returncode == 0, ran.stderr
-        faults[how] = int(ran.stdout)
-    pages = 5 * 24 * 1_600_000 * 4 // 4096
-    assert faults["kept"] < 0.01 * pages
-    assert faults["as it is"] > 0.5 * pages  # else there would be nothing to mend
+    ran = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=False)
+    if "cannot" in ran.stderr:
+        pytest.skip("this C library can't be told")
+    assert ran.returncode == 0, ran.stderr
+    pages = 5 * 24 * 1_600_000 * 4 // 4096  # untold, the library asks for most of them anew in about half of all runs
+    assert int(ran.stdout) < 0.01 * pages
