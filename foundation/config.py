@@ -68,7 +68,7 @@ class BackboneConfig:
     """Dimensions of the VAE's latent; None: Stage 2 is deterministic."""
     decoders: tuple[Literal["holistic", "residual"], ...] = ("holistic", "residual")
     """Decoders of Stage 2: from shared response components, and from the voxel's own ROI."""
-    amplitude: bool = True
+    amplitude: bool = False
     """Recover the amplitude: scale all voxels by a factor of the image."""
     n_component: int = 64
     """Response components that a voxel's embedding reads: the rank of the holistic readout."""

@@ -45,6 +45,7 @@ RECIPES = {
                 n_encoder_layer=2,
                 n_decoder_layer=2,
                 latent=128,
+                amplitude=True,
                 n_component=128,
                 n_local=1,
                 mamba=MambaConfig(d_state=16, d_conv=4, expand=2, headdim=64),

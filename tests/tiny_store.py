@@ -23,6 +23,7 @@ TINY_BACKBONE = BackboneConfig(
     n_patch_layer=2,
     n_query=2,
     latent=3,
+    amplitude=True,
     n_component=4,
     n_local=3,
     n_residual=2,

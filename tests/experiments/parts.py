@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with InfoNCE": {"n_contrast": 64},
     "with the VAE's latent": {"latent": 32},
     "without residual decoder": {"decoders": ("holistic",)},
-    "without amplitude": {"amplitude": False},
+    "with amplitude": {"amplitude": True},
     "without ridge start": {"start": "random"},
     "without blocks in the streams": {"n_cls_layer": 0, "n_patch_layer": 0},
 }

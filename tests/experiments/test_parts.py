@@ -11,7 +11,7 @@ from foundation.training.course import START
 from tests.experiments import parts
 from tests.tiny_store import ENCODER, make_tiny_store, tiny_recipe
 
-VARIANTS = ("full", "without amplitude")
+VARIANTS = ("full", "without residual decoder")
 
 
 @pytest.fixture
@@ -46,10 +46,16 @@ def test_the_queue_pairs_what_it_trained_and_trains_nothing_twice(command, monke
     scores = parts.scores_of(command.directory)
     for found in scores.values():
         systems = {row.system for row in found.rows}
-        assert {"ridge", "full", "without-amplitude", "full, network alone", "full, closed form alone"} <= systems
-        assert any((c.system, c.versus) == ("without-amplitude", "full") for c in found.comparisons)
+        assert {
+            "ridge",
+            "full",
+            "without-residual-decoder",
+            "full, network alone",
+            "full, closed form alone",
+        } <= systems
+        assert any((c.system, c.versus) == ("without-residual-decoder", "full") for c in found.comparisons)
     parts.tabulate(parts.Tabulate(directory=command.directory))
-    assert "without-amplitude" in capsys.readouterr().out
+    assert "without-residual-decoder" in capsys.readouterr().out
 
     def never(*_, **__):
         raise AssertionError("trained again")
