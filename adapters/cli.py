@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from tyro.conf import arg
 
-from adapters.fit import Fitted, Method, fit_adapter, threads_for
+from adapters.fit import Fitted, Method, fit_adapter
 from data.audit import audit_fit
 from data.command_line import CommonOptions, Session, begin, run
 from data.parcels import make_parcels, parse_parcels
@@ -20,6 +20,7 @@ from data.store import PooledStore
 from foundation.checkpoint import load_model, save_model
 from foundation.closed_form.finish import finish_adapter
 from foundation.closed_form.roi_weights import weights_of_subject
+from foundation.closed_form.threads import threads_for
 from foundation.config import LossConfig
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.table import print_scores

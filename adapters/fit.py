@@ -7,16 +7,14 @@
     lora    then steps on these and on low-rank updates of the streams' blocks, the streams run anew at each step
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from adapters.ridge_start import ridge_start
@@ -33,8 +31,6 @@ from foundation.model.encoding_model import EncodingModel, Output
 Method = Literal["ridge", "head", "lora"]
 Forward = Callable[[Int64[Tensor, " row"]], Output]
 """The model's output to some of a subject's images, by their rows in its samples."""
-MANY_NUMBERS = 4_000_000
-"""Images times voxels from which several threads pay."""
 _SCORED_AT_ONCE = 64
 
 
@@ -88,24 +84,6 @@ def from_tokens(model: EncodingModel, tokens: TokenReader, samples: Samples) -> 
         return model(*tokens_on(device, tokens, samples.image[rows.numpy()]), {samples.subject: slice(0, len(rows))})
 
     return forward
-
-
-@contextlib.contextmanager
-def threads_for(n_numbers: int) -> Iterator[None]:
-    """Compute on one thread where there is little to compute: several then cost more than they give.
-
-    On two cores that others used as well, a subject of 400 voxels took 217 s of CPU on two threads and 25 s on one.
-    """
-    if n_numbers > MANY_NUMBERS:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fit_adapter(

@@ -25,6 +25,7 @@ from foundation.checkpoint import load_model, new_directory, newest_checkpoint, 
 from foundation.closed_form.finish import finish_adapter
 from foundation.closed_form.linear_start import linear_start
 from foundation.closed_form.roi_weights import weights_of_subject
+from foundation.closed_form.threads import threads_for
 from foundation.config import OptimConfig, Recipe
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
@@ -154,7 +155,8 @@ def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
         adapter.target_weight.copy_(weights)
         if recipe.start == "ridge":
             tell(f"closed-form start of {name}: {len(train_samples)} images, {adapter.n_voxel} voxels")
-            linear_start(model, name, tokens, train_samples, seed=recipe.seed)
+            with threads_for(train_samples.responses.size):
+                linear_start(model, name, tokens, train_samples, seed=recipe.seed)
     with new_directory(plan.directory / START) as directory:
         save_model(model, directory, made_from=material.made_from)
 
