@@ -127,7 +127,7 @@ def adapt(command: Adapt) -> None:
                 ),
                 log=tracked.log,
             )
-            finish_adapter(
+            settled = finish_adapter(
                 model,
                 measurements,
                 tokens,
@@ -138,6 +138,7 @@ def adapt(command: Adapt) -> None:
                 preprocessing=preprocessing,
             )
         console.print(_told(fitted, len(train), len(validation)))
+        console.print(f"{subject}: {settled}")
         scores = score_subject(
             {"manybrains": model},
             measurements,
@@ -194,7 +195,7 @@ def _check(command: Adapt, store: PooledStore, made_from: dict, backbone: Regist
 def _told(fitted: Fitted, n_train: int, n_validation: int) -> str:
     kept = "kept as it is" if fitted.kept_epoch == 0 else f"refined to {fitted.kept:.4f} in {fitted.kept_epoch} epochs"
     images = f"{n_train} training and {n_validation} validation images"
-    return f"{images}; closed-form start: validation r {fitted.start:.4f}, {kept}"
+    return f"{images}; the network's start in closed form: validation r {fitted.start:.4f}, {kept}"
 
 
 def _register(

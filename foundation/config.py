@@ -53,11 +53,13 @@ class BackboneConfig:
     readout: SpatialReadout = "gaussian"
     """How an ROI or voxel weighs places: the mean of all, a free map, or a Gaussian population receptive field."""
     gate: Literal["image", "roi"] = "image"
-    """What the share of the CLS stream depends on: the image alone (the paper), or image and ROI."""
+    """What the share of the CLS stream depends on: the image alone (the paper), or image and ROI, which earned nothing
+    in our experiments (docs/experiments.md, 2026-11-26)."""
     n_gate: int = 16
     """Width of the gate's trunk."""
     n_contrast: int | None = None
-    """Dimensions in which image and measured ROIs are aligned by InfoNCE; None: they aren't."""
+    """Dimensions in which image and measured ROIs are aligned by InfoNCE; None: they aren't, since it
+    earned nothing (docs/experiments.md, 2026-11-26)."""
     n_encoder_layer: int = 1
     """Blocks of the Stage-2 encoder."""
     n_decoder_layer: int = 1
@@ -65,11 +67,13 @@ class BackboneConfig:
     n_query: int = 4
     """Query tokens of the holistic decoder."""
     latent: int | None = None
-    """Dimensions of the VAE's latent; None: Stage 2 is deterministic."""
+    """Dimensions of the VAE's latent, say 32; None: Stage 2 is deterministic, since a latent cost accuracy or earned
+    nothing (docs/experiments.md, 2026-11-26)."""
     decoders: tuple[Literal["holistic", "residual"], ...] = ("holistic", "residual")
     """Decoders of Stage 2: from shared response components, and from the voxel's own ROI."""
     amplitude: bool = False
-    """Recover the amplitude: scale all voxels by a factor of the image."""
+    """Recover the amplitude: scale all voxels by a factor of the image; earned nothing (docs/experiments.md,
+    2026-11-26)."""
     n_component: int = 64
     """Response components that a voxel's embedding reads: the rank of the holistic readout."""
     n_local: int = 24
@@ -101,6 +105,15 @@ class BackboneConfig:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"backbone.{name} is {size}; it must be 1 at least")
+        for name in ("dropout", "token_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"backbone.{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
+        inner = self.mamba.expand * self.width
+        if inner % self.mamba.headdim:
+            raise ValueError(
+                f"backbone.width {self.width} times backbone.mamba.expand {self.mamba.expand} is {inner}, no multiple "
+                f"of backbone.mamba.headdim {self.mamba.headdim}; change one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +156,9 @@ class OptimConfig:
     in one course of the learning rate; None: both train jointly."""
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 1 at least")
         if self.stage1_share is not None and not 0 < self.stage1_share < 1:
             raise ValueError(f"optim.stage1_share is {self.stage1_share}; it must lie between 0 and 1, or be None")
 

@@ -160,7 +160,7 @@ def pretrain(command: Pretrain) -> None:
                     train_on_ray(plan, command.cluster)
             if describe_run(directory)["status"] == "interrupted":
                 raise KeyboardInterrupt
-            finish_run(plan)
+            finish_run(plan, tell=console.print)
             _score_and_register(plan, store, names, tracked, console)
     except (KeyboardInterrupt, SystemExit):
         describe_run(directory, status="interrupted")

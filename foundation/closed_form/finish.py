@@ -1,6 +1,7 @@
 """What is settled when a subject's network is trained: its share in the prediction, and the noise of single trials."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,10 +12,28 @@ from data.preprocess import Preprocessing, Samples, validation_trials
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
 from foundation.closed_form.mixture import network_share, noise_sd
+from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.encoding_model import EncodingModel
 
 N_DRAWS = 8
 _BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Mean voxelwise correlation on the validation images that settled the shares, and the network's mean share."""
+
+    mixture: float
+    network: float
+    closed_form: float
+    """NaN where there is no closed-form path."""
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"validation r {self.mixture:.4f} (network alone {self.network:.4f}, closed form alone "
+            f"{self.closed_form:.4f}), the network's share {self.share:.2f}"
+        )
 
 
 def predictions(
@@ -39,10 +58,10 @@ def finish_adapter(
     seed: int,
     n_sessions: int | None = None,
     preprocessing: Preprocessing = Preprocessing(),
-) -> None:
+) -> Settled:
     """Set the network's share and the noise of `subject`'s voxels by its validation images of `n_sessions`.
 
-    Without a solved closed-form path, the network predicts alone.
+    Without a solved closed-form path, the network predicts alone. What is returned is for people to read.
     """
     model.eval()
     adapter = model.adapter(subject.name)
@@ -59,6 +78,11 @@ def finish_adapter(
     drawn = np.square(share) * _latent_variance(model, subject.name, tokens, validation.image, seed=seed)
     sd = noise_sd(prediction, trials.responses, place, drawn_variance=drawn)
     adapter.noise_sd.copy_(torch.from_numpy(sd))
+    mixture_r, network_r, linear_r = (
+        float(np.nan_to_num(voxelwise_r(of, validation.responses)).mean()) for of in (prediction, network, linear)
+    )
+    closed_form = linear_r if adapter.linear.solved else float("nan")
+    return Settled(mixture=mixture_r, network=network_r, closed_form=closed_form, share=float(share.mean()))
 
 
 def _latent_variance(

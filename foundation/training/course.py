@@ -185,13 +185,14 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
     return train(engine, course, progress, log=log if engine.rank == 0 else _silent, stop=stop.exists)
 
 
-def finish_run(plan: Plan) -> None:
+def finish_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
     """Write the model that is scored and registered: the best checkpoint, with what only validation images settle."""
     material = Material(plan)
     model, made_from = load_model(plan.directory / "best")
     for name, validation in material.validation.items():
         subject = material.store.subject(name)
-        finish_adapter(model, subject, material.tokens, material.split, validation, seed=plan.recipe.seed)
+        settled = finish_adapter(model, subject, material.tokens, material.split, validation, seed=plan.recipe.seed)
+        tell(f"{name}: {settled}")
     # Of what is registered, not of the network alone; the shares were settled on these very images.
     score = validation_scores(model, material.tokens, material.validation)["validation/voxel_r"]
     with new_directory(plan.directory / FINAL) as directory:

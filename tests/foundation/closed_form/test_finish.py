@@ -141,3 +141,19 @@ def test_predictions_are_the_networks_and_the_paths_alone(planted, solved):
             adapter.network_share.fill_(share)
             found = solved.predict(cls, patch, SUBJECT)
             np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_is_told_are_the_scores_of_the_mixture_and_its_halves(planted, solved, monkeypatch):
+    held_out = samples_of(planted, "validation")
+    subject, split = planted.store.subject(SUBJECT), split_of(planted.store)
+    told = finish_adapter(solved, subject, planted.tokens, split, held_out, seed=0)
+    network, linear = predictions(solved, SUBJECT, planted.tokens, held_out.image)
+    share = solved.adapter(SUBJECT).network_share.numpy()
+    for found, prediction in (
+        (told.network, network),
+        (told.closed_form, linear),
+        (told.mixture, share * network + (1 - share) * linear),
+    ):
+        r = [np.corrcoef(a, b)[0, 1] for a, b in zip(prediction.T, held_out.responses.T, strict=True)]
+        assert found == pytest.approx(np.mean(r), abs=1e-4)
+    assert told.share == pytest.approx(share.mean())
