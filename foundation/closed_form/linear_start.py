@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float32, Int, Int64
 from torch import Tensor
 
+from data.loader import tokens_on
 from data.preprocess import Samples
 from data.store import TokenReader
 from foundation.closed_form.kernel_ridge import (
@@ -155,7 +156,7 @@ class _Whole:
         device = model.streams.cls_mean.device
         parts = []
         for start in range(0, len(image), _BATCH):
-            read = (torch.from_numpy(part).float().to(device) for part in tokens.read(image[start : start + _BATCH]))
+            read = tokens_on(device, tokens, image[start : start + _BATCH])
             parts.append(model.linear_features(*read).whole.cpu().numpy())
         shape = model.shape
         n_channel = shape.depth * shape.width
