@@ -1,0 +1,35 @@
+"""What docs/model.md says an equation is computed by is there, under that name."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = re.compile(r"`((?:foundation|adapters|data|cluster|tests)/[\w/]+\.py)::([\w.]+)`((?:, `[\w.]+`)*)")
+
+
+def references() -> list[tuple[str, str]]:
+    """Each file that is named with something in it, and the name."""
+    found = REFERENCE.findall((ROOT / "docs/model.md").read_text())
+    return [(file, name) for file, first, more in found for name in (first, *re.findall(r"`([\w.]+)`", more))]
+
+
+def names_in(file: Path) -> set[str]:
+    """Functions, classes and methods; methods with their class and without."""
+    tree = ast.parse(file.read_text())
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+    for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        names |= {f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, kinds)}
+    return names
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(references())))
+def test_the_equations_are_where_the_model_page_says(file, name):
+    assert name in names_in(ROOT / file)
+
+
+def test_there_are_references_to_check():
+    assert len(references()) > 30
