@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIDE, PATCH, WIDTH, BLOCKS = 28, 14, 32, 3
 MEAN, SD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZES: dict[str, Any] = dict(
