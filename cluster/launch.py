@@ -1,26 +1,37 @@
 """Run a training plan on a Ray cluster: join one or start one, place the workers, wait, and pass on a stop."""
 
+import json
 import logging
 import math
 import os
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.config import ClusterConfig
 from data.home import VARIABLE, home
+from foundation.checkpoint import write_json
+from foundation.config import Recipe
+from foundation.model.encoding_model import EncodingModel
+from foundation.training.checkpoints import newest_checkpoint
 from foundation.training.course import start_run, train_run
+from foundation.training.engine import Engine
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import Plan, describe_run, set_threads
 
+REFUSAL = "refusal.json"
+"""Where a worker leaves what it had to say for people, in the run's directory."""
+HEALTH_CHECK_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 NEW = "local"
 """Ray's own word for the address of a cluster that is yet to be started; ``auto`` is that for one on this machine."""
 
@@ -85,35 +96,72 @@ def _worker(setting: dict[str, Any]) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     set_threads(context.get_local_world_size())
     plan = told.plan
-    rank = context.get_world_rank()
-    reporter = Reporter(TrackedRun(plan.tracking_run, plan.tracking_uri) if rank == 0 else None, plan.directory)
-    status = train_run(plan, lambda model, optim: DeepSpeedEngine(model, optim, told.cluster), reporter)
-    reporter.flush()
-    if rank == 0:
-        describe_run(plan.directory, status=status)
+
+    def make_engine(model: EncodingModel, recipe: Recipe) -> Engine:
+        return DeepSpeedEngine(model, recipe, told.cluster)
+
+    try:
+        if context.get_world_rank() != 0:
+            train_run(plan, make_engine, lambda metrics, step: None)
+            return
+        with closing(Reporter(TrackedRun(plan.tracking_run, plan.tracking_uri), plan.directory)) as reporter:
+            status = train_run(plan, make_engine, reporter, tell=reporter.tell)
+    except (ValueError, OSError) as error:  # with a message for people: it wouldn't go better another time
+        write_json(plan.directory / REFUSAL, str(error))
+        raise
+    describe_run(plan.directory, status=status)
 
 
 def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     """Train on Ray workers; returns when they have finished or stopped, the outcome is in the run's ``run.json``.
 
+    A worker that dies or hangs is replaced, and training goes on from the newest checkpoint: Ray's own restarts would
+    also try again what can't go well, such as settings that don't fit.
+
     Raises
     ------
     ValueError
-        If a worker failed (its message, in one line), or Ray itself.
+        If a worker refused (its message, in one line), or died or hung `retries` times without a new checkpoint.
     """
     connect(cluster)
     _check_room(cluster)
     start_run(plan)  # here, so that workers find it and don't write it side by side
+    refusal = plan.directory / REFUSAL
+    refusal.unlink(missing_ok=True)
+    with follow(plan.directory) as told:
+        n_failures, newest = 0, newest_checkpoint(plan.directory)
+        while (error := _fit_once(plan, cluster, told)) is not None:
+            told()
+            if refusal.exists():
+                raise ValueError(f"a worker failed: {json.loads(refusal.read_text())}") from error
+            if not isinstance(error, (TrainingFailedError, RayError)):
+                raise error
+            what = _what_happened(error)
+            reached = newest_checkpoint(plan.directory)
+            n_failures = 1 if reached != newest else n_failures + 1
+            newest = reached
+            if n_failures > cluster.retries:
+                again = f", {n_failures} times in a row" if n_failures > 1 else ""
+                raise ValueError(f"{what}{again}; --resume goes on from the last checkpoint") from error
+            where = newest.name if newest else "the start"
+            print(f"{what}; training goes on from {where} (attempt {n_failures} of {cluster.retries})", flush=True)
+
+
+def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> Exception | None:
+    """Have workers train, and return what went wrong."""
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     environment[VARIABLE] = str(home())
     setting = Setting(plan=plan, cluster=cluster, environment=environment)
+    os.environ[HEALTH_CHECK_VARIABLE] = str(math.ceil(cluster.timeout_s))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"setting": setting},
+        torch_config=TorchConfig(timeout_s=math.ceil(cluster.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=_resources(cluster),
+            placement_strategy=cluster.placement.upper(),
         ),
         run_config=RunConfig(name=plan.directory.name, storage_path=str(home() / "ray")),
     )
@@ -122,17 +170,10 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     errors: list[Exception] = []
     fitting = threading.Thread(target=_fit, args=(trainer, errors), daemon=True)
     fitting.start()
-    with follow(plan.directory) as told:
-        while fitting.is_alive():
-            fitting.join(0.2)
-            told()
-    if errors and isinstance(errors[0], TrainingFailedError):
-        raise ValueError(f"a worker failed: {_cause(errors[0])}") from errors[0]
-    if errors and isinstance(errors[0], RayError):
-        first_line = str(errors[0]).strip().splitlines()[0]
-        raise ValueError(f"Ray lost the run ({first_line}); --resume goes on from its last checkpoint") from errors[0]
-    if errors:
-        raise errors[0]
+    while fitting.is_alive():
+        fitting.join(0.2)
+        told()
+    return errors[0] if errors else None
 
 
 def _fit(trainer: TorchTrainer, errors: list[Exception]) -> None:
@@ -141,6 +182,25 @@ def _fit(trainer: TorchTrainer, errors: list[Exception]) -> None:
         trainer.fit()
     except Exception as error:  # noqa: BLE001  (raised again by the caller)
         errors.append(error)
+
+
+def _what_happened(error: Exception) -> str:
+    """Return why workers failed, in a line. Who waits for a dead worker fails too, so those that died go first."""
+    if not isinstance(error, TrainingFailedError):
+        return f"Ray lost the run ({_last_line(error)})"
+    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
+    for rank, failure in failures:
+        cause = getattr(failure, "health_check_failure", failure)
+        if isinstance(cause, RayActorError):
+            return f"worker {rank} died"
+        if "Timeout" in type(failure).__name__:
+            return f"worker {rank} doesn't answer"
+    return f"worker {failures[0][0]} failed: {_last_line(failures[0][1])}" if failures else _last_line(error)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _check_room(cluster: ClusterConfig) -> None:
@@ -152,14 +212,6 @@ def _check_room(cluster: ClusterConfig) -> None:
                 f"{cluster.workers} workers with {each:g} {resource} each don't fit the Ray cluster, which has "
                 f"{have.get(resource, 0):g}; lower --cluster.workers or --cluster.{resource.lower()}s-per-worker"
             )
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """Return what the first worker that failed had to say, in a line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    first = next(iter(failures.values()))
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(first).__name__
 
 
 def _resources(cluster: ClusterConfig) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -25,6 +26,7 @@ READ_BYTES = 4 << 20  # with a shuffle buffer, so much of neighbouring images is
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+_Key = tuple[int, int, TokenBatch]  # step, part, room for what is read
 
 
 class Loader:
@@ -35,6 +37,7 @@ class Loader:
     tokens, samples : where the tokens are, and each subject's samples.
     batch_size : samples of a global batch, over all ranks.
     seed, rank, world : what the order and this rank's share of it depend on.
+    parts : batches in which this rank takes its share of a step, each what a rank of ``parts * world`` would take.
     shuffle_buffer : None shuffles each epoch as a whole. A number keeps the shuffle within windows of so many samples
         of each subject, read by neighbouring images: for tokens on a slow disk or far away. In memory are up to two
         windows of every subject.
@@ -55,6 +58,7 @@ class Loader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         shuffle_buffer: int | None = None,
         prefetch: int = PREFETCH,
     ) -> None:
@@ -62,54 +66,64 @@ class Loader:
             raise ValueError(f"{prefetch} batches can't be read ahead; use 1 or more")
         if shuffle_buffer is not None and shuffle_buffer < 1:
             raise ValueError(f"a shuffle buffer of {shuffle_buffer} samples can't be; use 1 or more, or None")
+        if batch_size % (world * parts) and parts > 1:
+            raise ValueError(
+                f"batch size {batch_size} is not a multiple of {world} workers with {parts} parts each; make it one"
+            )
         self._tokens, self._samples, self._prefetch = tokens, samples, prefetch
-        self.sampler = Sampler(
+        whole = Sampler(
             sizes={name: len(s) for name, s in samples.items()},
             batch_size=batch_size,
             seed=seed,
             rank=rank,
-            world=world,
+            world=world * parts,
             buffer=shuffle_buffer,
             block=1 if shuffle_buffer is None else int(np.clip(READ_BYTES // tokens.image_bytes, 1, shuffle_buffer)),
         )
-        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.samplers = [replace(whole, rank=rank + world * part) for part in range(parts)]
+        self.steps_per_epoch = whole.steps_per_epoch
         self.wait_s = 0.0
         """Seconds that whoever iterates over `steps` has waited for data, all told."""
 
-    def batch(self, step: int) -> Batch:
-        """Return this rank's share of global step `step`."""
-        return self._from_store((step, self._tokens.room(self.sampler.share)))
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """Return a part of this rank's share of global step `step`."""
+        return self._from_store((step, part, self._tokens.room(self.samplers[part].share)))
 
-    def _from_store(self, step_and_room: tuple[int, TokenBatch]) -> Batch:
-        step, room = step_and_room
-        wanted = self.sampler.step(step)
+    def _from_store(self, key: _Key) -> Batch:
+        step, part, room = key
+        wanted = self.samplers[part].step(step)
         return collate(self._tokens.read(image_rows(self._samples, wanted), out=room), self._samples, wanted)
 
-    def _from_buffer(self, buffer: ShuffleBuffer, step_and_room: tuple[int, TokenBatch]) -> Batch:
-        """Return what `batch` does, out of a buffer; to be called step by step."""
-        step, room = step_and_room
-        wanted = self.sampler.step(step)
-        return collate(buffer.take(wanted, out=room), self._samples, wanted)
+    def _from_buffers(self, buffers: list[ShuffleBuffer], key: _Key) -> Batch:
+        """Return what `batch` does, out of the part's buffer; to be called step by step."""
+        step, part, room = key
+        wanted = self.samplers[part].step(step)
+        return collate(buffers[part].take(wanted, out=room), self._samples, wanted)
 
     def _read_samples(self, name: str, index: np.ndarray) -> TokenBatch:
         return self._tokens.read(self._samples[name].image[index])
 
-    def _open_buffer(self, start: int, stop: int) -> ShuffleBuffer:
+    def _open_buffer(self, sampler: Sampler, start: int, stop: int) -> ShuffleBuffer:
         return ShuffleBuffer(
             {name: partial(self._read_samples, name) for name in self._samples},
-            {name: self.sampler.windows(name, start, stop) for name in self._samples},
+            {name: sampler.windows(name, start, stop) for name in self._samples},
             threads=self._prefetch,
         )
 
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of steps `start` to `stop`, read ahead; what goes wrong in reading is raised here."""
+    def steps(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the parts of steps `start` to `stop`, read ahead; what goes wrong in reading is raised here."""
         with ExitStack() as stack:
             make, threads = self._from_store, self._prefetch
-            if self.sampler.buffer is not None:
-                make, threads = partial(self._from_buffer, stack.enter_context(self._open_buffer(start, stop))), 1
+            if self.samplers[0].buffer is not None:
+                buffers = [stack.enter_context(self._open_buffer(part, start, stop)) for part in self.samplers]
+                make, threads = partial(self._from_buffers, buffers), 1
             # Room is made here, in the thread that iterates: the C library mostly uses a thread's own memory again, but
             # for other threads has the system map and clear it each time, which can double a warm read.
-            keys = ((step, self._tokens.room(self.sampler.share)) for step in range(start, stop))
+            keys = (
+                (step, part, self._tokens.room(sampler.share))
+                for step in range(start, stop)
+                for part, sampler in enumerate(self.samplers)
+            )
             ahead = read_ahead(make, keys, depth=self._prefetch, threads=threads)
             batches = stack.enter_context(closing(ahead))
             while True:

@@ -1,18 +1,16 @@
-"""Models and checkpoints on disk: safetensors and JSON, written under a temporary name and renamed.
+"""Models on disk: safetensors and JSON, written under a temporary name and renamed.
 
-A model directory holds ``model.safetensors`` and ``model.json`` (how to build it, and what it was made from). A
-checkpoint is a model directory with ``training.json`` and ``optimiser/`` beside it. Nothing in a model directory is
-executable; ``optimiser/`` is safetensors too, but for DeepSpeed's own shards (ZeRO 1 and 2).
+A model directory holds ``model.safetensors`` and ``model.json`` (how to build it, and what it was made from). Nothing
+in it is executable. A run's checkpoints (`foundation.training.checkpoints`) are such directories with more in them.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from foundation.config import BackboneConfig, MambaConfig
+from foundation.config import BackboneConfig, backbone_config
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel, adapter_key
 
 FORMAT = "manybrains-model"
 FORMAT_VERSION = 2
 _KEYS = {"format_version", "kind", "token_shape", "backbone", "subjects", "made_from", "weights"}
-_LOG = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +52,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    replaced = _replaced(path)
+    replaced = replaced_by_new(path)
     if path.exists():  # else what a killed writer moved aside is all there is, and stays until the new one is in place
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
@@ -63,25 +60,33 @@ def new_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _replaced(path: Path) -> Path:
+def replaced_by_new(path: Path) -> Path:
     """Return where `new_directory` moves the old directory while the new one takes its place."""
     return path.with_name(f".{path.name}.old")
 
 
-def _standing(path: Path) -> Path:
+def standing(path: Path) -> Path:
     """Return the directory to read: `path`, or the old one where the new one hasn't taken its place."""
-    replaced = _replaced(path)
+    replaced = replaced_by_new(path)
     return replaced if not path.exists() and replaced.exists() else path
 
 
-def save_model(model: EncodingModel, directory: Path, *, made_from: dict[str, Any], only: str | None = None) -> None:
+def save_model(
+    model: EncodingModel,
+    directory: Path,
+    *,
+    made_from: dict[str, Any],
+    only: str | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model, or with `only` just that subject's adapter, into an existing directory.
 
     Parameters
     ----------
     made_from : lineage, as JSON; kept in ``model.json``.
+    state : the model's state, where its own parameters aren't whole; default: its own.
     """
-    state = model.state_dict()
+    state = model.state_dict() if state is None else state
     if only is not None:
         model.adapter(only)
         state = {key: value for key, value in state.items() if key.startswith(_prefix(only))}
@@ -118,7 +123,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     ValueError
         If it is no model directory, was written by a newer version, or its weights aren't those described.
     """
-    directory = _standing(directory)
+    directory = standing(directory)
     path = directory / "model.json"
     try:
         description = json.loads(path.read_text())
@@ -149,12 +154,6 @@ def _tensors(directory: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{directory / 'model.safetensors'} can't be read: {error}") from error
 
 
-def backbone_config(plain: dict[str, Any]) -> BackboneConfig:
-    """Return the config that `dataclasses.asdict` and JSON turned into `plain`."""
-    tuples = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
-    return BackboneConfig(**{**plain, **tuples, "mamba": MambaConfig(**plain["mamba"])})
-
-
 def _sizes(config: BackboneConfig) -> BackboneConfig:
     """Return the config without what changes neither parameters nor numbers."""
     return dataclasses.replace(config, mamba=dataclasses.replace(config.mamba, backend="auto", chunk_size=1))
@@ -162,7 +161,7 @@ def _sizes(config: BackboneConfig) -> BackboneConfig:
 
 def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
     """Return the model of a directory on the CPU, and its lineage."""
-    directory = _standing(directory)
+    directory = standing(directory)
     description = read_description(directory)
     if description["kind"] != "model":
         raise ValueError(f"{directory} holds an adapter only; load it into its backbone")
@@ -190,7 +189,7 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     ValueError
         If the directory holds no single adapter, or one of a backbone of other sizes; `model` is then as it was.
     """
-    directory = _standing(directory)
+    directory = standing(directory)
     description = read_description(directory)
     if description["kind"] != "adapter":
         raise ValueError(f"{directory} holds a whole model, not an adapter; load it as a model")
@@ -206,34 +205,3 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     _make_room(model, subject, tensors)
     adapter.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items()})
     return subject, description["made_from"]
-
-
-# -- checkpoints of a run --------------------------------------------------------------------------------------------
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Return a run's checkpoints, oldest first."""
-    directory = run / "checkpoints"
-    names = {path.name for path in directory.glob("step-*")}
-    names |= {path.name.removeprefix(".").removesuffix(".old") for path in directory.glob(".step-*.old")}
-    return [_standing(directory / name) for name in sorted(names)]
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest checkpoint whose weights are whole; a damaged one is passed over, and said so."""
-    for path in reversed(checkpoints(run)):
-        try:
-            read_description(path)
-            json.loads((path / "training.json").read_text())
-        except (ValueError, OSError) as error:
-            _LOG.warning("passing over checkpoint %s: %s", path, error)
-            continue
-        return path
-    return None
-
-
-def prune_checkpoints(run: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for path in checkpoints(run)[:-keep]:
-        shutil.rmtree(_replaced(path), ignore_errors=True)  # else it would stand for `path` from then on
-        shutil.rmtree(path)

@@ -8,6 +8,7 @@ ScanOrder = Literal["raster", "reversed", "column", "column-reversed"]
 SpatialReadout = Literal["mean", "factorised", "gaussian"]
 Depths = Literal["all", "last"]
 RoiTarget = Literal["mean", "top-p", "reliability-weighted", "low-rank"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +155,20 @@ class OptimConfig:
     stage1_share: float | None = None
     """Staged training: the share of the steps that train Stage 1 alone, after which it is frozen and Stage 2 trains,
     in one course of the learning rate; None: both train jointly."""
+    patience: int | None = None
+    """Early stopping: epochs without a better validation score after which training ends; None: it never does."""
+    bad_step: Literal["skip", "stop"] = "skip"
+    """What a loss or gradient that isn't finite, or a loss that explodes, does: the step is left out and said so (ten
+    in a row end the run), or the run ends at once."""
+    explosion: float | None = 10.0
+    """A loss above so many times the median of the last 64 has exploded; None: only one that isn't finite is bad."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 1 at least")
+        if self.explosion is not None and self.explosion <= 1:
+            raise ValueError(f"optim.explosion is {self.explosion}; it must be above 1, or None")
         if self.stage1_share is not None and not 0 < self.stage1_share < 1:
             raise ValueError(f"optim.stage1_share is {self.stage1_share}; it must lie between 0 and 1, or be None")
 
@@ -184,6 +194,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a worker computes its share of a step. No part of the recipe: it changes memory and speed, and the last bits
+    of numbers."""
+
+    precision: Precision = "auto"
+    """Precision of the network's matrix products; parameters, gradients and losses are single precision in any case.
+    auto: bf16 on a GPU with units for it, else fp32."""
+    accumulate: int = 1
+    """Parts in which a worker takes its share of a batch, one after the other: so many times less memory for
+    activations, for the same step."""
+    recompute: bool = False
+    """Activation checkpointing: blocks keep their inputs only, and are computed again in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"--cluster.accumulate {self.accumulate} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run, but for the cluster that it runs on."""
 
@@ -202,10 +231,51 @@ class Recipe:
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; the best model by validation is kept besides."""
     seed: int = 0
     """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "Recipe":
+        """Return the recipe that `to_json` and JSON turned into `plain`; settings that are newer have their default."""
+        parts: dict[str, Any] = {
+            "data": DataConfig(**_tuples(plain["data"])),
+            "backbone": backbone_config(plain["backbone"]),
+            "loss": LossConfig(**plain["loss"]),
+            "optim": OptimConfig(**plain["optim"]),
+        }
+        return cls(**(plain | parts))
+
+
+def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+
+
+def backbone_config(plain: dict[str, Any]) -> BackboneConfig:
+    """Return the config that `dataclasses.asdict` and JSON turned into `plain`."""
+    parts: dict[str, Any] = _tuples(plain) | {"mamba": MambaConfig(**plain["mamba"])}
+    return BackboneConfig(**parts)
+
+
+def differences(mine: Recipe, other: Recipe) -> list[str]:
+    """Return the settings that differ, each with both values."""
+    return _differences(mine.to_json(), other.to_json())
+
+
+def _differences(mine: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in mine.items():
+        if isinstance(value, dict):
+            found += _differences(value, other[key], f"{prefix}{key}.")
+        elif value != other[key]:
+            found.append(f"{prefix}{key} {value!r} for {other[key]!r}")
+    return found

@@ -90,7 +90,7 @@ def contrast_loss(
 ) -> Float[Tensor, " image"]:
     """Return InfoNCE between the images' streams and the measured ROIs of whoever saw them, within a worker's rows."""
     aligned = [
-        roi_target(model.adapter(name), measured, config) @ model.adapter(name).roi_align
+        model.adapter(name).aligned(roi_target(model.adapter(name), measured, config))
         for name, measured in responses.items()
     ]
     rois = model.streams.align_rois(torch.cat(aligned))

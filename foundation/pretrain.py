@@ -3,32 +3,44 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from cluster.config import ClusterConfig
+from cluster.config import PRESETS, ClusterConfig
 from data.command_line import CommonOptions, Session, begin, run
 from data.embedded import embedded_phantom
+from data.home import set_home
 from data.preprocess import n_sessions_of
 from data.splits import split_of
 from data.store import PooledStore
 from foundation.checkpoint import load_model
-from foundation.config import BackboneConfig, LossConfig, OptimConfig, Recipe
+from foundation.config import BackboneConfig, ComputeConfig, LossConfig, OptimConfig, Recipe
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.score import merge_scores
 from foundation.evaluation.table import print_scores
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, register
-from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.tracking.runs import TrackedRun, TrackingError, tracking_uri
 from foundation.tracking.scores import log_scores
 from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
-from foundation.training.run import Plan, describe_run, new_run, run_digest, run_to_resume, set_threads
+from foundation.training.run import (
+    Plan,
+    describe_run,
+    held,
+    new_run,
+    run_to_resume,
+    runs_dir,
+    set_threads,
+    unfinished_runs,
+)
 from foundation.training.signals import interrupt_on_signal, stop_file_on_signal
 
 PROGRAM = "python -m foundation.pretrain"
@@ -49,7 +61,8 @@ class Pretrain:
     subjects: tuple[str, ...] = ()
     """Subjects to pool, by number or name."""
     resume: Annotated[str | None, arg(metavar="[RUN]")] = None
-    """Continue a run; without a name, the newest unfinished one of the same recipe and store."""
+    """Continue a run, with its own recipe, options, store and cluster settings (the last may be changed); without a
+    name, the newest unfinished one of the recipe, options and data that are given."""
     encoder: str = "gabor"
     """Encoder whose tokens are read."""
     parcels: str = "auto:30"
@@ -61,6 +74,8 @@ class Pretrain:
     """Start of the adapters: a closed-form path beside the network, its fields handed to the network; or neither."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; the best model by validation is kept besides."""
     seed: int = 0
     """Seed of everything random."""
     backbone: BackboneConfig = BackboneConfig()
@@ -70,11 +85,13 @@ class Pretrain:
     optim: OptimConfig = OptimConfig()
     """Optimiser and length."""
     cluster: ClusterConfig = ClusterConfig()
-    """Where it computes."""
+    """Where and how it computes."""
+    profile: bool = False
+    """Write a trace of ten steps by torch's profiler into the run's directory."""
     session: CommonOptions = Session()
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Pretrain":
+    def of(cls, recipe: Recipe, cluster: ClusterConfig | None = None) -> "Pretrain":
         """Return the command that a recipe is without options."""
         return cls(
             recipe=recipe.name,
@@ -85,10 +102,12 @@ class Pretrain:
             shuffle_buffer=recipe.data.shuffle_buffer,
             start=recipe.start,
             checkpoint_every=recipe.checkpoint_every,
+            keep_checkpoints=recipe.keep_checkpoints,
             seed=recipe.seed,
             backbone=recipe.backbone,
             loss=recipe.loss,
             optim=recipe.optim,
+            cluster=cluster or ClusterConfig(),
         )
 
     def resolved(self) -> Recipe:
@@ -111,22 +130,21 @@ class Pretrain:
             optim=self.optim,
             start=self.start,
             checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
             seed=self.seed,
         )
 
 
-def train_here(plan: Plan, tracked: TrackedRun) -> None:
+def train_here(plan: Plan, tracked: TrackedRun, compute: ComputeConfig) -> None:
     """Train in this process."""
     set_threads(1)
-    reporter = Reporter(tracked, plan.directory)
-    with follow(plan.directory) as told:
+    with follow(plan.directory) as told, closing(Reporter(tracked, plan.directory)) as reporter:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             reporter(metrics, step)
             told()
 
-        status = train_run(plan, LocalEngine, log)
-    reporter.flush()
+        status = train_run(plan, partial(LocalEngine, compute=compute), log, tell=reporter.tell)
     describe_run(plan.directory, status=status)
 
 
@@ -140,18 +158,34 @@ def pretrain(command: Pretrain) -> None:
     names = [store.resolve_subject(s) for s in recipe.data.subjects]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--subjects {' '.join(recipe.data.subjects) or '(none)'} must name at least one, each once")
-    digest = run_digest(recipe, store.digest(names, recipe.data.encoder))
-    directory, tracked = _open_run(command, recipe, digest, where)
+    data_digest = store.digest(names, recipe.data.encoder)
+    directory, tracked = _open_run(command, recipe, data_digest, where, console)
     console.print(
         f"run {directory.name}: {recipe.name} on {', '.join(names)} of {where}, engine {command.cluster.engine}"
     )
-    plan = Plan(recipe=recipe, store=where, directory=directory, tracking_uri=tracked.uri, tracking_run=tracked.id)
+    plan = Plan(
+        recipe=recipe,
+        store=where,
+        directory=directory,
+        tracking_uri=tracked.uri,
+        tracking_run=tracked.id,
+        profile=command.profile,
+    )
+    with held(directory):
+        _carry_out(plan, command, tracked, store, names, console)
+
+
+def _carry_out(
+    plan: Plan, command: Pretrain, tracked: TrackedRun, store: PooledStore, names: list[str], console: Console
+) -> None:
+    """Start, train, finish, score and register; however it ends, the run and its run in MLflow say so."""
+    directory = plan.directory
     try:
         with interrupt_on_signal():
             start_run(plan, tell=console.print)
             if command.cluster.engine == "local":
                 with stop_file_on_signal(directory):
-                    train_here(plan, tracked)
+                    train_here(plan, tracked, command.cluster)
             else:
                 from cluster.launch import connect, train_on_ray
 
@@ -164,39 +198,64 @@ def pretrain(command: Pretrain) -> None:
             _score_and_register(plan, store, names, tracked, console)
     except (KeyboardInterrupt, SystemExit):
         describe_run(directory, status="interrupted")
-        tracked.finish("KILLED")
-        console.print(f"interrupted; go on with: {PROGRAM} {recipe.name} --resume {directory.name}")
+        console.print(f"interrupted; go on with: {_resume_command(command, directory)}")
+        _end(tracked, "KILLED", console)
         sys.exit(130)
     except BaseException:
         describe_run(directory, status="failed")
-        tracked.finish("FAILED")
+        console.print(f"failed; once the cause is gone, go on with: {_resume_command(command, directory)}")
+        _end(tracked, "FAILED", console)
         raise
-    tracked.finish()
     describe_run(directory, status="finished")
+    _end(tracked, "FINISHED", console)
 
 
-def _open_run(command: Pretrain, recipe: Recipe, digest: str, where: str) -> tuple[Path, TrackedRun]:
+def _resume_command(command: Pretrain, directory: Path) -> str:
+    """Return what goes on with a run; its options are the run's own."""
+    home = f" --home {command.session.home}" if command.session.home else ""
+    return f"{PROGRAM} --resume {directory.name}{home}"
+
+
+def _end(tracked: TrackedRun, status: str, console: Console) -> None:
+    """End the run in MLflow; where the server is down, say so, for how the run ended matters more."""
+    try:
+        tracked.finish(status)
+    except TrackingError as error:
+        console.print(f"the run's status in MLflow stays as it was: {error}")
+
+
+def _open_run(
+    command: Pretrain, recipe: Recipe, data_digest: str, where: str, console: Console
+) -> tuple[Path, TrackedRun]:
     """Return the run's directory and its run in MLflow: a new one, or the one to resume."""
+    cluster = asdict(command.cluster)
     if command.resume is not None:
-        directory = run_to_resume(digest, name=None if command.resume == NEWEST else command.resume)
-        known = describe_run(directory, status="running")
-        tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
-        tracked.reopen()
+        name = None if command.resume == NEWEST else command.resume
+        directory = run_to_resume(recipe, data_digest, name=name)
+        with held(directory):
+            known = describe_run(directory)
+            tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
+            tracked.reopen()
+            describe_run(directory, status="running", cluster=cluster)
         return directory, tracked
-    directory = new_run(recipe)
+    for other in unfinished_runs(recipe, data_digest)[:1]:
+        status = describe_run(other)["status"]
+        console.print(f"run {other.name} of the same settings is {status}; `--resume {other.name}` would go on with it")
     tags = {
         "recipe": recipe.name,
         "store": where,
         "engine": command.cluster.engine,
         "subjects": " ".join(command.subjects),
     }
+    directory = new_run(recipe)
     tracked = TrackedRun.start(directory.name, kind="pretrain", config=recipe.to_json(), tags=tags)
     describe_run(
         directory,
         status="running",
         created=time.time(),
-        digest=digest,
+        data_digest=data_digest,
         recipe=recipe.to_json(),
+        cluster=cluster,
         store=where,
         tracking_run=tracked.id,
         tracking_uri=tracked.uri,
@@ -243,8 +302,20 @@ def _score_and_register(
     console.print("then: make ui   (compare the runs in MLflow)")
 
 
-def arguments(args: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """Return the recipe that `args` name and the arguments with a bare ``--resume`` completed.
+def _value_of(args: Sequence[str], option: str) -> str | None:
+    """Return what `args` give to an option, be it ``--option value`` or ``--option=value``."""
+    for i, word in enumerate(args):
+        if word == option and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def arguments(args: Sequence[str]) -> tuple[Pretrain, list[str]]:
+    """Return what the options that aren't given are, and the arguments with a bare ``--resume`` completed.
+
+    They are those of the run that is resumed by name, else of the recipe that is named; and of the cluster's preset.
 
     Raises
     ------
@@ -257,20 +328,28 @@ def arguments(args: Sequence[str]) -> tuple[Recipe, list[str]]:
         following = args[i + 1] if i + 1 < len(args) else "-"
         if word == "--resume" and (following.startswith("-") or following in RECIPES):
             completed.append(NEWEST)
+    home = _value_of(completed, "--home")
+    set_home(None if home is None else Path(home))
+    preset = PRESETS.get(_value_of(completed, "--cluster.preset") or "")
+    resumed = runs_dir() / (_value_of(completed, "--resume") or NEWEST)
+    if (resumed / "run.json").exists():
+        described = describe_run(resumed)
+        cluster = preset or ClusterConfig(**described["cluster"])
+        return Pretrain.of(Recipe.from_json(described["recipe"]), cluster), completed
     first = completed[0] if completed and not completed[0].startswith("-") else None
     named = first or next((word for word in completed if word in RECIPES), DEFAULT_RECIPE)
-    return recipe_named(named), completed
+    return Pretrain.of(recipe_named(named), preset), completed
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        recipe, args = arguments(sys.argv[1:])
+        defaults, args = arguments(sys.argv[1:])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
-    def command(options: Annotated[Pretrain, arg(name="")] = Pretrain.of(recipe)) -> None:
+    def command(options: Annotated[Pretrain, arg(name="")] = defaults) -> None:
         """Pretrain a backbone on pooled subjects, score it beside ridge, track it in MLflow, register it."""
         pretrain(options)
 

@@ -15,7 +15,7 @@ from foundation.evaluation.baselines import BASELINES, predict
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.score import Scores, score
 from foundation.model.encoding_model import EncodingModel
-from foundation.training.loop import predict_samples
+from foundation.training.validation import predict_samples
 
 SAMPLE_BATCH = 64
 

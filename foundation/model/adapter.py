@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from foundation.config import BackboneConfig
 from foundation.model.dual_stream import Streams
@@ -111,7 +112,7 @@ class Adapter(nn.Module):
     def roi_values(self, streams: Streams) -> RoiValues:
         """Read the ROIs from both streams, and mix them by a gate."""
         zeros = streams.cls.new_zeros(len(streams), self.n_roi)
-        what = streams.cls @ self.roi_cls.T + self.roi_bias[0] if "cls" in self.config.streams else zeros
+        what = F.linear(streams.cls, self.roi_cls) + self.roi_bias[0] if "cls" in self.config.streams else zeros
         where = zeros
         if "patch" in self.config.streams:
             seen = torch.einsum("kp,bpw->bkw", self.roi_field(), streams.patch)
@@ -123,13 +124,23 @@ class Adapter(nn.Module):
             return streams.gate.new_full((len(streams), 1), float(self.config.streams == ("cls",)))
         if self.config.gate == "image":
             return torch.sigmoid(streams.gate)
-        return torch.sigmoid(streams.gate @ self.roi_gate.T + self.roi_gate_bias)
+        return torch.sigmoid(F.linear(streams.gate, self.roi_gate) + self.roi_gate_bias)
+
+    def roi_tokens(
+        self, value: Float[Tensor, "b roi"], direction: Float[Tensor, " width"]
+    ) -> Float[Tensor, "b roi width"]:
+        """Return Stage 2's tokens: each ROI's embedding, moved by its value along `direction`, which all share."""
+        return self.roi_embedding + value[..., None] * direction
+
+    def aligned(self, roi: Float[Tensor, "b roi"]) -> Float[Tensor, "b width"]:
+        """Return measured ROI values in the space that all subjects share, to be compared with the image's streams."""
+        return roi @ self.roi_align
 
     def holistic(
         self, components: Float[Tensor, "b component"], local: Float[Tensor, "b patch local"]
     ) -> Float[Tensor, "b voxel"]:
         """Read the voxels from the shared response components, and from the patches through their own fields."""
-        voxel = components @ self.voxel_component.T
+        voxel = F.linear(components, self.voxel_component)
         if "patch" in self.config.streams:
             seen = torch.einsum("bpc,vp->bvc", local, self.voxel_field())
             voxel = voxel + (seen * self.voxel_local).sum(-1)

@@ -238,7 +238,8 @@ class EncodingModel(nn.Module):
         summary, rois = streams.summary, of_stage1
         if hold_stage1:
             streams, rois = _held(streams), {name: _held(roi) for name, roi in of_stage1.items()}
-        decoded = self._decode(streams, rois, sample=sample, generator=generator)
+        tokens = self._roi_tokens(rois)
+        decoded = self._decode(streams, tokens, sample=sample, generator=generator)
         share = self.vae.holistic_share
         subjects = {}
         for name, where in rows.items():
@@ -251,7 +252,7 @@ class EncodingModel(nn.Module):
                 voxel = voxel + (1 - share) * adapter.residual(rois[name].value, residual)
             voxel = decoded.scale[where] * voxel
             if not len(voxel):  # every parameter gets a gradient, be it zero, so that ranks reduce the same tensors
-                voxel = voxel + 0 * sum(parameter.sum() for parameter in adapter.parameters())
+                voxel = voxel + 0 * tokens[name].sum()
             subjects[name] = SubjectOutput(roi=of_stage1[name], voxel=voxel)
         return Output(
             subjects=subjects,
@@ -268,7 +269,7 @@ class EncodingModel(nn.Module):
         """
         adapter = self.adapter(subject)
         roi = adapter.roi_values(streams) if roi is None else roi
-        decoded = self._decode(streams, {subject: roi}, sample=False)
+        decoded = self._decode(streams, self._roi_tokens({subject: roi}), sample=False)
         gain = decoded.scale * self.vae.holistic_share
         return VoxelFeatures(
             components=decoded.components,
@@ -277,20 +278,20 @@ class EncodingModel(nn.Module):
             gain=gain,
         )
 
+    def _roi_tokens(self, rois: Mapping[str, RoiValues]) -> dict[str, Tensor]:
+        return {name: self.adapter(name).roi_tokens(roi.value, self.vae.value) for name, roi in rois.items()}
+
     def _decode(
         self,
         streams: Streams,
-        rois: Mapping[str, RoiValues],
+        tokens: Mapping[str, Tensor],
         *,
         sample: bool,
         generator: torch.Generator | None = None,
     ) -> Decoded:
         """Run Stage 2 over all subjects' ROI tokens at once, padded on the left to the most ROIs."""
-        tokens, real = [], []
-        for name, roi in rois.items():
-            embedded = self.adapter(name).roi_embedding + roi.value[..., None] * self.vae.value
-            tokens += list(embedded)
-            real += list(torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device))
-        padded = pad_sequence(tokens, batch_first=True, padding_side="left")
+        rows = [row for of_subject in tokens.values() for row in of_subject]
+        real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+        padded = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence(real, batch_first=True, padding_side="left")
         return self.vae(streams.summary, streams.patch, padded, mask, sample=sample, generator=generator)

@@ -84,9 +84,17 @@ class Mamba2(nn.Module):
         self, tokens: Float[Tensor, "b l width"], real: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l width"]:
         """Mix along the sequence; `real` is False where a token is padding."""
+        projected = self.in_proj(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):  # between projections: single precision, as mamba-ssm
+            mixed = self._scanned(projected, real)
+        return self.out_proj(mixed)
+
+    def _scanned(
+        self, projected: Float[Tensor, "b l projected"], real: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b l inner"]:
         n, bias = self.config.d_state, self.conv1d.bias
         assert bias is not None
-        z, xBC, dt = self.in_proj(tokens).split([self.inner, self.inner + 2 * n, self.heads], dim=-1)
+        z, xBC, dt = projected.split([self.inner, self.inner + 2 * n, self.heads], dim=-1)
         xBC = F.silu(causal_conv(xBC, self.conv1d.weight, bias))
         if real is not None:
             xBC = xBC * real[..., None]
@@ -97,7 +105,7 @@ class Mamba2(nn.Module):
             x, dt, -self.A_log.exp(), B, C, backend=self.config.backend, chunk_size=self.config.chunk_size
         )
         y = (y + self.D[:, None] * x).flatten(-2)
-        return self.out_proj(self.norm(y * F.silu(z)))
+        return self.norm(y * F.silu(z))
 
 
 class MambaStack(nn.Module):

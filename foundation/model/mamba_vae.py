@@ -88,7 +88,9 @@ class MambaVae(nn.Module):
         if self.config.latent is not None:
             encoded = self.encoder(tokens, real=mask)
             pooled = (encoded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            mu, log_variance = self.to_latent(pooled).chunk(2, dim=-1)
+            latent = self.to_latent(pooled)
+            latent = latent.to(torch.promote_types(latent.dtype, torch.float32))  # exponentials follow
+            mu, log_variance = latent.chunk(2, dim=-1)
             log_variance = log_variance.clamp(-10, 10)
             z = mu
             if sample:

@@ -5,14 +5,17 @@ the same runs. All kinds of runs live in one experiment, where they can be ticke
 names of metrics and tags.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by MLflow's defaults, a call to a server that is down
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # takes minutes
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -67,25 +70,51 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+class TrackingError(ConnectionError):
+    """The tracking server doesn't answer, or doesn't take what it is given."""
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn what goes wrong with the server at `uri` into one clear error."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        if isinstance(error, TrackingError):
+            raise
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrackingError(
+            f"the tracking server {uri} doesn't do what it is asked: {first_line[:300]}; start it, or set "
+            "MLFLOW_TRACKING_URI to another"
+        ) from error
+
+
 class TrackedRun:
-    """A run in MLflow that is being written."""
+    """A run in MLflow that is being written.
+
+    All methods raise a `TrackingError` where the server doesn't do what it is asked.
+    """
 
     def __init__(self, run_id: str, uri: str | None = None) -> None:
         self.id, self.uri = run_id, uri or tracking_uri()
         self._client = client(self.uri)
 
     @classmethod
-    def start(cls, name: str, *, kind: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> "TrackedRun":
-        """Start a run; `kind` (pretrain, adapt, baseline) becomes the tag ``manybrains.kind``."""
+    def start(
+        cls, name: str, *, kind: str, config: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
+    ) -> "TrackedRun":
+        """Start a run, perhaps as the child of another; `kind` becomes the tag ``manybrains.kind``."""
         uri = tracking_uri()
-        mlflow = client(uri)
-        named = {f"manybrains.{key}": value for key, value in tags.items()} | {"manybrains.kind": kind}
-        run = mlflow.create_run(experiment_id(), run_name=name, tags=named)
-        started = cls(run.info.run_id, uri)
-        params = [Param(key, value) for key, value in _flat(config).items()]
-        for at in range(0, len(params), 100):
-            mlflow.log_batch(started.id, params=params[at : at + 100])
-        mlflow.log_dict(started.id, dict(config), "config.json")
+        with answering(uri):
+            mlflow = client(uri)
+            named = {f"manybrains.{key}": value for key, value in tags.items()} | {"manybrains.kind": kind}
+            named |= {"mlflow.parentRunId": parent} if parent else {}
+            run = mlflow.create_run(experiment_id(), run_name=name, tags=named)
+            started = cls(run.info.run_id, uri)
+            params = [Param(key, value) for key, value in _flat(config).items()]
+            for at in range(0, len(params), 100):
+                mlflow.log_batch(started.id, params=params[at : at + 100])
+            mlflow.log_dict(started.id, dict(config), "config.json")
         return started
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -101,27 +130,32 @@ class TrackedRun:
             for key, value in metrics.items()
             if value == value
         ]
-        for at in range(0, len(entries), _MAX_BATCH):
-            self._client.log_batch(self.id, metrics=entries[at : at + _MAX_BATCH])
+        with answering(self.uri):
+            for at in range(0, len(entries), _MAX_BATCH):
+                self._client.log_batch(self.id, metrics=entries[at : at + _MAX_BATCH])
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._client.log_batch(self.id, tags=[RunTag(f"manybrains.{key}", value) for key, value in tags.items()])
+        with answering(self.uri):
+            self._client.log_batch(self.id, tags=[RunTag(f"manybrains.{key}", value) for key, value in tags.items()])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, or what a directory holds, with the run."""
-        if path.is_dir():
-            self._client.log_artifacts(self.id, str(path), folder or path.name)
-        else:
-            self._client.log_artifact(self.id, str(path), folder)
+        with answering(self.uri):
+            if path.is_dir():
+                self._client.log_artifacts(self.id, str(path), folder or path.name)
+            else:
+                self._client.log_artifact(self.id, str(path), folder)
 
     def reopen(self) -> None:
         """Mark an interrupted run as running again."""
-        self._client.update_run(self.id, status="RUNNING")
+        with answering(self.uri):
+            self._client.update_run(self.id, status="RUNNING")
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.id, status=status)
+        with answering(self.uri):
+            self._client.set_terminated(self.id, status=status)
 
 
 def find_runs(filter_string: str = "") -> list[Any]:

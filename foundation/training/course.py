@@ -7,8 +7,8 @@
     finish_run   once   the network's share in each voxel, the noise of single trials   -> final/
 """
 
-import json
-from collections.abc import Callable
+import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,23 +21,24 @@ from data.parcels import Parcels, make_parcels, parse_parcels
 from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
-from foundation.checkpoint import load_model, new_directory, newest_checkpoint, save_model
+from foundation.checkpoint import load_adapter, load_model, new_directory, save_model, standing
 from foundation.closed_form.finish import finish_adapter
 from foundation.closed_form.linear_start import linear_start
 from foundation.closed_form.roi_weights import weights_of_subject
 from foundation.closed_form.threads import threads_for
-from foundation.config import OptimConfig, Recipe
+from foundation.config import Recipe
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.training.engine import Engine
-from foundation.training.loop import Course, Log, Progress, train, validation_scores
+from foundation.training.checkpoints import Progress, Tell, newest_checkpoint, read_optimiser_state, read_progress
+from foundation.training.engine import EngineFactory
+from foundation.training.loop import Course, Log, train
+from foundation.training.profile import profiled
 from foundation.training.run import Plan, code_version
+from foundation.training.validation import validation_scores
 
 STATISTICS_IMAGES = 2048
 STATISTICS_BATCH = 64
-START, FINAL = "start", "final"
-EngineFactory = Callable[[EncodingModel, OptimConfig], Engine]
-Tell = Callable[[str], None]
+START, SOLVED, FINAL = "start", "solved", "final"
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,12 @@ def build_model(
 
 
 def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
-    """Write the model that training starts from, unless it is there: the run is then resumed."""
-    if (plan.directory / START).exists():
+    """Write the model that training starts from, unless it is there: the run is then resumed.
+
+    A subject whose closed-form path is solved is kept in ``solved/`` meanwhile, so that an interruption costs one
+    subject's.
+    """
+    if standing(plan.directory / START).exists():
         return
     material = Material(plan)
     material.audit()
@@ -149,6 +154,10 @@ def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
     images = np.concatenate([s.image for s in material.train.values()])
     model = build_model(recipe, tokens, images, material.parcels).eval()
     for name, train_samples in material.train.items():
+        solved = plan.directory / SOLVED / name
+        if standing(solved).exists():
+            load_adapter(model, solved)
+            continue
         adapter = model.adapter(name)
         subject = material.store.subject(name)
         weights = weights_of_subject(recipe.loss.roi_target, adapter.parcel, subject, material.split, train_samples)
@@ -157,22 +166,36 @@ def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
             tell(f"closed-form start of {name}: {len(train_samples)} images, {adapter.n_voxel} voxels")
             with threads_for(train_samples.responses.size):
                 linear_start(model, name, tokens, train_samples, seed=recipe.seed)
+            with new_directory(solved) as directory:
+                save_model(model, directory, made_from=material.made_from, only=name)
     with new_directory(plan.directory / START) as directory:
         save_model(model, directory, made_from=material.made_from)
+    shutil.rmtree(plan.directory / SOLVED, ignore_errors=True)
 
 
-def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trained", "interrupted"]:
-    """Train as `plan` says, from the newest checkpoint of its directory if there is one, else from its start."""
+def train_run(
+    plan: Plan, make_engine: EngineFactory, log: Log, *, tell: Tell = lambda text: None
+) -> Literal["trained", "interrupted"]:
+    """Train as `plan` says, from the newest checkpoint of its directory if there is one, else from its start.
+
+    Only the first rank's `log` and `tell` are used.
+    """
     material, recipe = Material(plan), plan.recipe
     material.audit()
-    progress, checkpoint = Progress(), newest_checkpoint(plan.directory)
+    damaged: list[str] = []
+    progress, checkpoint = Progress(), newest_checkpoint(plan.directory, tell=damaged.append)
     if checkpoint is None:
         start_run(plan)
     model, _ = load_model(checkpoint or plan.directory / START)
-    engine = make_engine(model, recipe.optim)
+    engine = make_engine(model, recipe)
+    if engine.rank != 0:
+        log, tell = _silent, _silent
+    for line in damaged:
+        tell(line)
     if checkpoint is not None:
-        progress = Progress(**json.loads((checkpoint / "training.json").read_text()))
-        engine.load_optimiser(checkpoint / "optimiser")
+        progress = read_progress(checkpoint)
+        engine.load_optimiser_state(read_optimiser_state(checkpoint))
+        tell(f"going on from step {progress.step}")
     course = Course(
         recipe=recipe,
         tokens=material.tokens,
@@ -181,8 +204,10 @@ def train_run(plan: Plan, make_engine: EngineFactory, log: Log) -> Literal["trai
         directory=plan.directory,
         made_from=material.made_from,
     )
-    stop = plan.directory / "stop"
-    return train(engine, course, progress, log=log if engine.rank == 0 else _silent, stop=stop.exists)
+    profiler = profiled(plan.directory / "profile", tell=tell) if plan.profile and engine.rank == 0 else nullcontext()
+    with profiler as after_step:
+        stop = (plan.directory / "stop").exists
+        return train(engine, course, progress, log=log, tell=tell, stop=stop, after_step=after_step or (lambda: None))
 
 
 def finish_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
@@ -199,5 +224,5 @@ def finish_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
         save_model(model, directory, made_from=made_from | {"validation_voxel_r": score})
 
 
-def _silent(metrics: Any, step: int) -> None:
-    """Log nothing: the other ranks."""
+def _silent(*_: Any) -> None:
+    """Say nothing: the other ranks."""

@@ -1,39 +1,48 @@
 """What the training loop asks of whoever computes: `Engine`; and `LocalEngine`, one process and plain torch."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from foundation.config import OptimConfig
-from foundation.losses import Stage
+from data.batch import Batch
+from foundation.config import ComputeConfig, Recipe
+from foundation.losses import Losses, Stage
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.optim import build_optimiser, set_rates
+from foundation.training.optimiser_state import load_named_state, named_state
+from foundation.training.recompute import recompute_blocks
+from foundation.training.step import TrainingStep, autocast_dtype
 
 
 @runtime_checkable  # so that tests can check annotations with it
 class Engine(Protocol):
-    """A model under an optimiser, on one process or on many that move in step."""
+    """A model under an optimiser, on one process or on many that move in step.
+
+    All ranks call the same methods in the same order.
+    """
 
     rank: int
     world: int
     device: torch.device
     model: EncodingModel
+    accumulate: int
+    """Parts in which a rank takes its share of a step; their gradients are averaged."""
 
-    @property
-    def wrapped(self) -> nn.Module:
-        """The module to call in training."""
+    def forward(self, batch: Batch, *, stage: Stage | None = None) -> Losses:
+        """Return the objective of a part of this rank's share, in training."""
         ...
 
-    def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
-        """Back-propagate the loss (a mean over this rank's rows), update, and return the gradient's norm over ranks.
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of a part's loss; `last` is the step's last part."""
+        ...
 
-        With a `stage`, only its parameters move.
+    def step(self, *, lr: float, stage: Stage | None = None) -> float:
+        """Update by the mean gradient over ranks and parts, clipped; return its norm before clipping.
+
+        With a `stage`, only its parameters move. A gradient that isn't finite is dropped: nothing moves.
         """
         ...
 
@@ -45,65 +54,34 @@ class Engine(Protocol):
         """Return whether any rank says so."""
         ...
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return all ranks' rows, one rank after the other; each has as many."""
+        ...
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         ...
 
-    def save_optimiser(self, directory: Path) -> None:
-        """Write the optimiser's state (all ranks call it)."""
+    def weights(self) -> dict[str, Tensor] | None:
+        """Return the model's state, whole and on the CPU; on ranks but the first, None."""
         ...
 
-    def load_optimiser(self, directory: Path) -> None:
-        """Read what `save_optimiser` wrote.
+    def optimiser_state(self) -> dict[str, Tensor] | None:
+        """Return the optimiser's state as `optimiser_state.named_state` has it; on ranks but the first, None."""
+        ...
+
+    def load_optimiser_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state, whichever engine and however many ranks gave it.
 
         Raises
         ------
         ValueError
-            If another kind of engine, or another number of workers, wrote it in a form that can't be read here.
+            If it is of other parameters.
         """
         ...
 
 
-def save_optimiser_state(optimiser: torch.optim.Optimizer, directory: Path) -> None:
-    """Write an optimiser's tensors as safetensors and the rest as JSON."""
-    directory.mkdir(parents=True, exist_ok=True)
-    state = optimiser.state_dict()
-    tensors = {f"{i}.{key}": t.contiguous() for i, entry in state["state"].items() for key, t in entry.items()}
-    save_file(tensors, directory / "optimiser.safetensors")
-    groups = [{"n_params": len(group["params"])} for group in state["param_groups"]]
-    (directory / "optimiser.json").write_text(json.dumps({"kind": "torch", "groups": groups}))
-
-
-def load_optimiser_state(optimiser: torch.optim.Optimizer, directory: Path) -> None:
-    """Read what `save_optimiser_state` wrote into an optimiser over the same parameters."""
-    path = directory / "optimiser.json"
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"the optimiser's state {path} can't be read ({error}); remove {directory.parent} to "
-            "resume from the one before"
-        ) from error
-    if described["kind"] != "torch":
-        raise ValueError(
-            f"{directory} holds DeepSpeed shards; resume with the --cluster settings that wrote it, or start a new run"
-        )
-    state = optimiser.state_dict()
-    groups = [group["n_params"] for group in described["groups"]]
-    if groups != [len(group["params"]) for group in state["param_groups"]]:
-        raise ValueError(f"{directory} is of an optimiser over other parameters ({groups} per group)")
-    entries: dict[int, dict[str, Tensor]] = {}
-    try:
-        tensors = load_file(directory / "optimiser.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"the optimiser's state in {directory} can't be read ({error}); remove {directory.parent} to "
-            "resume from the one before"
-        ) from error
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        entries.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+EngineFactory = Callable[[EncodingModel, Recipe], Engine]
 
 
 class LocalEngine:
@@ -112,25 +90,42 @@ class LocalEngine:
     rank = 0
     world = 1
 
-    def __init__(self, model: EncodingModel, config: OptimConfig, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: EncodingModel,
+        recipe: Recipe,
+        compute: ComputeConfig | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> None:
+        compute = compute or ComputeConfig()
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
-        self._clip = config.clip
-        self._optimiser = build_optimiser(model, config)
+        self.accumulate = compute.accumulate
+        if compute.recompute:
+            recompute_blocks(self.model)
+        self._wrapped = TrainingStep(self.model, recipe.loss, autocast=autocast_dtype(compute.precision, self.device))
+        self._clip = recipe.optim.clip
+        self._optimiser = build_optimiser(model, recipe.optim)
 
-    @property
-    def wrapped(self) -> nn.Module:
-        """The module to call in training."""
-        return self.model
+    def forward(self, batch: Batch, *, stage: Stage | None = None) -> Losses:
+        """Return the objective of a part of the step, in training."""
+        self._wrapped.train()
+        total, terms = self._wrapped(batch, stage)
+        return Losses(total=total, terms=terms)
 
-    def step(self, loss: Tensor, *, lr: float, stage: Stage | None = None) -> float:
-        """Back-propagate, clip, update; return the gradient's norm before clipping."""
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of a part's loss."""
+        (loss / self.accumulate).backward()
+
+    def step(self, *, lr: float, stage: Stage | None = None) -> float:
+        """Clip and update, unless the gradient isn't finite; return its norm before clipping."""
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._clip))
         set_rates(self._optimiser.param_groups, lr, stage)
-        self._optimiser.step()
+        if math.isfinite(norm):
+            self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Return the values."""
@@ -140,13 +135,21 @@ class LocalEngine:
         """Return the flag."""
         return flag
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows."""
+        return rows
+
     def barrier(self) -> None:
         """Return at once."""
 
-    def save_optimiser(self, directory: Path) -> None:
-        """Write the optimiser's state."""
-        save_optimiser_state(self._optimiser, directory)
+    def weights(self) -> dict[str, Tensor] | None:
+        """Return the model's state."""
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
-    def load_optimiser(self, directory: Path) -> None:
-        """Read what `save_optimiser` wrote."""
-        load_optimiser_state(self._optimiser, directory)
+    def optimiser_state(self) -> dict[str, Tensor] | None:
+        """Return the optimiser's state by the parameters' names."""
+        return named_state(self.model, self._optimiser)
+
+    def load_optimiser_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        load_named_state(self.model, self._optimiser, state)

@@ -1,11 +1,11 @@
 """The training loop. It knows neither Ray nor DeepSpeed nor MLflow: an engine computes, a `log` is told.
 
-Randomness is drawn anew at each step from (seed, step, rank), so a resumed run needs no saved generator.
+Randomness is drawn anew for each part of a step from (seed, step, rank among all ranks' parts), so a resumed run needs
+no saved generator, and a rank that takes its share in two parts draws what two ranks would.
 """
 
-import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,27 +13,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data.loader import Loader, ordered_batches
+from data.batch import Batch
+from data.loader import Loader
 from data.preprocess import Samples
 from data.store import TokenReader
-from foundation.checkpoint import new_directory, newest_checkpoint, prune_checkpoints, save_model, write_json
+from foundation.checkpoint import new_directory, save_model
 from foundation.config import Recipe
-from foundation.evaluation.metrics import voxelwise_r
-from foundation.losses import objective
-from foundation.model.encoding_model import EncodingModel
+from foundation.training.bad_steps import WINDOW, refuse, what_is_bad
+from foundation.training.checkpoints import Progress, Tell, newest_checkpoint, prune_checkpoints, write_checkpoint
 from foundation.training.engine import Engine
 from foundation.training.optim import learning_rate, stage_at
+from foundation.training.stopwatch import Stopwatch
+from foundation.training.validation import validation_scores
+
+TELL_S = 10.0
+"""Seconds between reports of throughput and phases, besides those with each validation."""
 
 Log = Callable[[Mapping[str, float], int], None]
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    step: int = 0
-    best_score: float | None = None
-    best_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,53 +44,42 @@ class Course:
     made_from: dict[str, Any]
 
 
-def predict_samples(model: EncodingModel, tokens: TokenReader, samples: Samples) -> np.ndarray:
-    """Return the model's prediction for each of a subject's samples, (image, voxel), the latent at its mean."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    found = []
-    with torch.inference_mode():
-        for batch in ordered_batches(tokens, samples):
-            batch = batch.to(device)
-            found.append(model.predict(batch.cls, batch.patch, samples.subject).cpu().numpy())
-    model.train(was_training)
-    return np.concatenate(found)
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The things that a step needs."""
 
-
-def validation_scores(model: EncodingModel, tokens: TokenReader, validation: Mapping[str, Samples]) -> dict[str, float]:
-    """Return each subject's mean voxelwise correlation on its validation images, and their mean."""
-    scores = {}
-    for name, samples in validation.items():
-        r = voxelwise_r(predict_samples(model, tokens, samples), samples.responses)
-        scores[f"validation/voxel_r/{name}"] = float(np.nan_to_num(r).mean())
-    return scores | {"validation/voxel_r": float(np.mean(list(scores.values())))}
-
-
-def save_checkpoint(engine: Engine, course: Course, progress: Progress) -> None:
-    """Write a checkpoint: whole under its final name, or not there; an older one of the same step gives way."""
-    final = course.directory / "checkpoints" / f"step-{progress.step:07d}"
-    temporary = final.with_name(f".{final.name}.optimiser")
-    engine.save_optimiser(temporary)
-    engine.barrier()
-    if engine.rank == 0:
-        with new_directory(final) as directory:
-            save_model(engine.model, directory, made_from=course.made_from)
-            write_json(directory / "training.json", vars(progress))
-            temporary.rename(directory / "optimiser")
-        prune_checkpoints(course.directory, keep=course.recipe.keep_checkpoints)
-    engine.barrier()
+    engine: Engine
+    course: Course
+    progress: Progress
+    tell: Tell
+    watch: Stopwatch
+    n_steps: int
+    steps_per_epoch: int
 
 
 def train(
-    engine: Engine, course: Course, progress: Progress, *, log: Log, stop: Callable[[], bool]
+    engine: Engine,
+    course: Course,
+    progress: Progress,
+    *,
+    log: Log,
+    tell: Tell,
+    stop: Callable[[], bool],
+    after_step: Callable[[], None] = lambda: None,
 ) -> Literal["trained", "interrupted"]:
     """Train from `progress` to the end, or until `stop` says so on any rank; a checkpoint is left in either case.
+
+    Parameters
+    ----------
+    log, tell : are given each step's metrics, and what people should hear.
+    after_step : called after each step, for a profiler.
 
     Raises
     ------
     ValueError
-        If the loss is not finite: the message names the step and the newest checkpoint.
+        If a step is bad (`bad_steps`) and the policy is to stop, or too many were skipped.
+    OSError
+        If a checkpoint can't be written.
     """
     recipe = course.recipe
     loader = Loader(
@@ -104,58 +89,132 @@ def train(
         seed=recipe.seed,
         rank=engine.rank,
         world=engine.world,
+        parts=engine.accumulate,
         shuffle_buffer=recipe.data.shuffle_buffer,
     )
-    n_steps = loader.steps_per_epoch * recipe.optim.epochs
-    since, at = time.perf_counter(), progress.step
-    for batch in loader.steps(progress.step, n_steps):
-        if engine.any(stop()):
-            save_checkpoint(engine, course, progress)
-            return "interrupted"
-        step = progress.step
-        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, engine.rank]).generate_state(1)[0]))
-        engine.wrapped.train()
-        batch = batch.to(engine.device)
-        rows = {name: part.rows for name, part in batch.parts.items()}
-        stage = stage_at(step, n_steps, recipe.optim)
-        output = engine.wrapped(batch.cls, batch.patch, rows, sample=True, hold_stage1=stage == "stage2")
-        responses = {name: part.responses for name, part in batch.parts.items()}
-        losses = objective(engine.model, output, responses, recipe.loss, stage=stage, image=batch.image)
-        rate = learning_rate(step, n_steps, recipe.optim)
-        loss = float(losses.total.detach())
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss of step {step} is {loss}; start a run with --optim.lr below {recipe.optim.lr:g} "
-                f"(the newest whole checkpoint: {newest_checkpoint(course.directory) or 'none yet'})"
-            )
-        norm = engine.step(losses.total, lr=rate, stage=stage)
-        progress.step = step + 1
-        terms = {f"train/{name}": float(term.detach()) for name, term in losses.terms.items()}
-        means = engine.mean([loss, *terms.values()])
-        told = dict(zip(["train/loss", *terms], means, strict=True)) | {"train/lr": rate, "train/grad_norm": norm}
-        last = progress.step == n_steps
-        if progress.step % loader.steps_per_epoch == 0 or last:
-            scores = validation_scores(engine.model, course.tokens, course.validation)
-            passed = time.perf_counter() - since
-            told |= scores | {"train/images_per_s": (progress.step - at) * recipe.optim.batch_size / passed}
-            since, at = time.perf_counter(), progress.step
-            _keep_best(engine, course, progress, scores["validation/voxel_r"])
-        log(told, progress.step)
-        if progress.step % recipe.checkpoint_every == 0 or last:
-            save_checkpoint(engine, course, progress)
+    run = _Run(
+        engine=engine,
+        course=course,
+        progress=progress,
+        tell=tell,
+        watch=Stopwatch(),
+        n_steps=loader.steps_per_epoch * recipe.optim.epochs,
+        steps_per_epoch=loader.steps_per_epoch,
+    )
+    with closing(loader.steps(progress.step, run.n_steps)) as batches:
+        while progress.step < run.n_steps and not _patience_is_over(run):
+            if engine.any(stop()):
+                _save(run)
+                return "interrupted"
+            told = _step(run, batches)
+            over = progress.step == run.n_steps
+            if progress.step % run.steps_per_epoch == 0 or over:
+                told |= _validate(run)
+                over = over or _patience_is_over(run)
+            if "validation/voxel_r" in told or run.watch.window_s > TELL_S:
+                told |= _pace(run)
+            log(told, progress.step)
+            if progress.step % recipe.checkpoint_every == 0 or over:
+                _save(run)
+            after_step()
     return "trained"
 
 
-def _keep_best(engine: Engine, course: Course, progress: Progress, score: float) -> None:
-    """Keep the model in ``best/`` if it beats all before it on the validation images."""
-    if progress.best_score is not None and score <= progress.best_score:
+def _step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
+    """Take a step, unless it is bad; return what there is to tell."""
+    engine, progress, config, watch = run.engine, run.progress, run.course.recipe.optim, run.watch
+    step, parts = progress.step, engine.accumulate
+    stage, rate = stage_at(step, run.n_steps, config), learning_rate(step, run.n_steps, config)
+    sums: dict[str, float] = {}
+    means: dict[str, float] = {}
+    bad = None
+    for part in range(parts):
+        with watch.phase("data"):
+            batch = next(batches).to(engine.device)
+        with watch.phase("forward"):
+            seeds = [run.course.recipe.seed, step, engine.rank + engine.world * part]
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            losses = engine.forward(batch, stage=stage)
+            for name, term in (("loss", losses.total), *losses.terms.items()):
+                sums[name] = sums.get(name, 0.0) + float(term.detach()) / parts
+            total, last = losses.total, part == parts - 1
+            if last:  # known to all ranks alike, before a gradient counts
+                means = dict(zip(sums, engine.mean(list(sums.values())), strict=True))
+                bad = what_is_bad(means["loss"], progress.losses, config)
+                total = total if bad is None else total * torch.nan  # which no engine takes a step by
+        with watch.phase("backward"):
+            engine.backward(total, last=last)
+    with watch.phase("update"):
+        norm = engine.step(lr=rate, stage=stage)
+    if bad is None and not np.isfinite(norm):
+        bad = f"the gradient's norm is {norm}"
+    progress.step += 1
+    watch.n_steps += 1
+    _take_note(run, step, means["loss"], bad)
+    told = {f"train/{name}": mean for name, mean in means.items()} | {"train/lr": rate, "train/grad_norm": norm}
+    return told | ({"train/skipped": progress.n_skipped} if progress.n_skipped else {})
+
+
+def _take_note(run: _Run, step: int, loss: float, bad: str | None) -> None:
+    """Count a good or a bad step, and say so or stop if it was bad."""
+    progress, config = run.progress, run.course.recipe.optim
+    if bad is None:
+        progress.losses = [*progress.losses, loss][-WINDOW:]
+        progress.n_skipped_in_a_row = 0
         return
-    progress.best_score, progress.best_step = score, progress.step
-    if engine.rank == 0:
-        with new_directory(course.directory / "best") as directory:
-            save_model(
+    progress.n_skipped += 1
+    progress.n_skipped_in_a_row += 1
+    newest = newest_checkpoint(run.course.directory)
+    refuse(bad, step, progress.n_skipped_in_a_row, config, newest.name if newest else "none yet")
+    run.tell(f"step {step} is skipped: {bad}")
+
+
+def _validate(run: _Run) -> dict[str, float]:
+    """Score the model on the validation images, and keep it in ``best/`` if it beats all before it."""
+    engine, course, progress = run.engine, run.course, run.progress
+    with run.watch.phase("validation"):
+        scores = validation_scores(engine.model, course.tokens, course.validation, engine=engine)
+    score = scores["validation/voxel_r"]
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_step = score, progress.step
+        weights = engine.weights()
+        if weights is not None:
+            made_from = course.made_from | {"step": progress.step, "validation_voxel_r": score}
+            with new_directory(course.directory / "best") as directory:
+                save_model(engine.model, directory, made_from=made_from, state=weights)
+        engine.barrier()
+    return scores
+
+
+def _patience_is_over(run: _Run) -> bool:
+    """Return whether the validation score hasn't risen for as many epochs as the recipe waits."""
+    patience, progress = run.course.recipe.optim.patience, run.progress
+    if patience is None or progress.best_step is None:
+        return False
+    return progress.step - progress.best_step >= patience * run.steps_per_epoch
+
+
+def _save(run: _Run) -> None:
+    """Write a checkpoint, and remove those that are too old."""
+    engine, course = run.engine, run.course
+    with run.watch.phase("checkpoint"):
+        weights, optimiser = engine.weights(), engine.optimiser_state()
+        if weights is not None and optimiser is not None:
+            write_checkpoint(
+                course.directory,
+                run.progress,
                 engine.model,
-                directory,
-                made_from=course.made_from | {"step": progress.step, "validation_voxel_r": score},
+                weights=weights,
+                optimiser=optimiser,
+                made_from=course.made_from,
             )
-    engine.barrier()
+            prune_checkpoints(course.directory, keep=course.recipe.keep_checkpoints)
+        engine.barrier()
+
+
+def _pace(run: _Run) -> dict[str, float]:
+    """Return throughput, phases, and how long the rest will take at this pace."""
+    n_steps, window_s = run.watch.n_steps, run.watch.window_s
+    depth, patch, _ = run.course.tokens.shape
+    told = run.watch.take(images_per_step=run.course.recipe.optim.batch_size, tokens_per_image=depth * (1 + patch))
+    return told | {"time/left_s": (run.n_steps - run.progress.step) * window_s / max(n_steps, 1)}

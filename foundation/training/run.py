@@ -1,10 +1,13 @@
 """A training run as a directory: its plan, what describes it, and which one may be resumed."""
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,8 @@ from typing import Any
 import torch
 
 from data.home import home
-from data.schema import json_digest
 from foundation.checkpoint import write_json
-from foundation.config import Recipe
+from foundation.config import Recipe, differences
 from foundation.training.memory import keep_freed_memory
 
 
@@ -27,16 +29,13 @@ class Plan:
     directory: Path
     tracking_uri: str
     tracking_run: str
+    profile: bool = False
+    """Write a trace of a few steps of the first worker."""
 
 
 def runs_dir() -> Path:
     """Return the directory of all training runs."""
     return home() / "runs"
-
-
-def run_digest(recipe: Recipe, store_digest: str) -> str:
-    """Return what identifies a run that may be resumed: the recipe and the data."""
-    return json_digest({"recipe": recipe.to_json(), "store": store_digest})
 
 
 def new_run(recipe: Recipe) -> Path:
@@ -60,7 +59,33 @@ def describe_run(directory: Path, **entries: Any) -> dict[str, Any]:
     return known
 
 
-def run_to_resume(digest: str, *, name: str | None) -> Path:
+def unfinished_runs(recipe: Recipe, data_digest: str) -> list[Path]:
+    """Return the runs of a recipe and data that could go on, the newest first."""
+    found = []
+    for path in runs_dir().glob("*/run.json"):
+        described = describe_run(path.parent)
+        same = described.get("data_digest") == data_digest and Recipe.from_json(described["recipe"]) == recipe
+        if same and described["status"] != "finished":
+            found.append(path.parent)
+    return sorted(found, key=lambda run: describe_run(run)["created"], reverse=True)
+
+
+def run_named(name: str) -> Path:
+    """Return the directory of a run.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    path = runs_dir() / name
+    if not (path / "run.json").exists():
+        have = ", ".join(sorted(p.parent.name for p in runs_dir().glob("*/run.json"))) or "none"
+        raise ValueError(f"run {name!r} is not in {runs_dir()}; there are: {have}")
+    return path
+
+
+def run_to_resume(recipe: Recipe, data_digest: str, *, name: str | None) -> Path:
     """Return the run called `name`, or the newest unfinished one of the same recipe and data.
 
     Raises
@@ -69,21 +94,46 @@ def run_to_resume(digest: str, *, name: str | None) -> Path:
         If there is none, or the one named is finished or of another recipe or other data.
     """
     if name is None:
-        found = [p.parent for p in runs_dir().glob("*/run.json")]
-        found = [p for p in found if (d := describe_run(p))["digest"] == digest and d["status"] != "finished"]
+        found = unfinished_runs(recipe, data_digest)
         if not found:
-            raise ValueError(f"no unfinished run of this recipe and data in {runs_dir()}; start one without --resume")
-        return max(found, key=lambda p: describe_run(p)["created"])
-    path = runs_dir() / name
-    if not (path / "run.json").exists():
-        have = ", ".join(sorted(p.parent.name for p in runs_dir().glob("*/run.json"))) or "none"
-        raise ValueError(f"run {name!r} is not in {runs_dir()}; there are: {have}")
+            raise ValueError(
+                f"no unfinished run of this recipe, these options and data in {runs_dir()}; name one (--resume RUN "
+                "takes the run's own options), or start one without --resume"
+            )
+        return found[0]
+    path = run_named(name)
     described = describe_run(path)
-    if described["digest"] != digest:
-        raise ValueError(f"run {name!r} was made with other settings or data; give the same recipe, options and store")
     if described["status"] == "finished":
         raise ValueError(f"run {name!r} is finished; there is nothing to resume")
+    if different := differences(recipe, Recipe.from_json(described["recipe"])):
+        raise ValueError(
+            f"run {name!r} has other settings than those given: {'; '.join(different)}; leave them out, and the run's "
+            "own are taken"
+        )
+    if described["data_digest"] != data_digest:
+        raise ValueError(
+            f"the data that run {name!r} was made with have changed since in {described['store']}; start a new run"
+        )
     return path
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep a run for this process.
+
+    Raises
+    ------
+    ValueError
+        If another process has it.
+    """
+    with open(directory / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"run {directory.name} is being trained by another process; stop that one first, or start a new run"
+            ) from error
+        yield
 
 
 def code_version() -> str:
@@ -104,6 +154,7 @@ def code_version() -> str:
 
 
 def set_threads(n_workers_here: int) -> None:
-    """Share this machine's cores among the workers on it, and keep the memory that a step frees for the next one."""
+    """Share the cores of this machine that we may use among the workers on it; keep the memory that a step frees."""
     keep_freed_memory()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_workers_here))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // n_workers_here))

@@ -15,7 +15,7 @@ from foundation.checkpoint import load_adapter, save_model
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.lora import LowRankUpdate
-from foundation.training.loop import predict_samples
+from foundation.training.validation import predict_samples
 from tests.tiny_store import ENCODER, N_VOXELS
 
 SUBJECT = "subj05"

@@ -126,7 +126,7 @@ def test_a_batch_keeps_half_precision_until_it_is_moved(loaded):
 def test_batches_out_of_a_buffer_are_those_read_at_once(loaded, small_blocks, world):
     for rank in range(world):
         loader = Loader(*loaded, batch_size=8, seed=0, rank=rank, world=world, **BUFFERED)
-        assert loader.sampler.block == 3
+        assert loader.samplers[0].block == 3
         for start, stop in ((0, 3 * loader.steps_per_epoch), (5, 17), (4, 4)):
             found = list(loader.steps(start, stop))
             assert len(found) == stop - start

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from foundation.checkpoint import checkpoints
 from foundation.tracking.registry import find_backbone
 from foundation.tracking.runs import find_runs
+from foundation.training.checkpoints import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent

@@ -1,12 +1,10 @@
 """Models on disk: what is read is what was written, bit for bit, or a clear error."""
 
-import contextlib
 import dataclasses
 import json
-import logging
 import pickletools
 import re
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,16 @@ from safetensors import safe_open
 
 from foundation.checkpoint import (
     FORMAT_VERSION,
-    checkpoints,
     load_adapter,
     load_model,
     new_directory,
-    newest_checkpoint,
-    prune_checkpoints,
     read_description,
     save_model,
-    write_json,
 )
 from foundation.config import BackboneConfig
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
+from tests.dying_replacement import SWAP, replace_until_killed
 from tests.tiny_store import TINY_BACKBONE
 
 MADE_FROM = {"store": "somewhere.zarr", "step": 7}
@@ -39,6 +34,10 @@ def fresh(*subjects: str, seed: int = 0, width: int = 5, backbone: BackboneConfi
     model = EncodingModel(TokenShape(depth=2, patch=4, width=width), backbone, parcels)
     model.streams.set_statistics([(torch.randn(9, 2, width), torch.randn(9, 2, 4, width))])
     return model
+
+
+def write(model: EncodingModel, directory: Path) -> None:
+    save_model(model, directory, made_from={})
 
 
 def saved(directory: Path, model: EncodingModel, **options) -> Path:
@@ -273,34 +272,6 @@ def test_a_finished_save_replaces_the_old_model_and_leaves_nothing_beside_it(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
-def replace_until_killed(directory: Path, new: EncodingModel, at: int | None = None) -> list[str]:
-    """Replace a model or checkpoint; once `new` is written, be killed before operation `at`. Return those done."""
-    done: list[str] = []
-
-    def dying(name: str, operation):
-        def operate(*args, **options):
-            if len(done) == at:
-                raise Killed
-            done.append(name)
-            return operation(*args, **options)
-
-        return operate
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed), new_directory(directory) as made:
-        save_model(new, made, made_from={})
-        write_json(made / "training.json", {"step": 10})
-        patch.setattr(Path, "rename", dying("rename", Path.rename))
-        patch.setattr(shutil, "rmtree", dying("remove", shutil.rmtree))
-    return done
-
-
-SWAP = ["remove", "rename", "rename", "remove"]
-
-
 @pytest.mark.parametrize("at", range(len(SWAP)))
 @pytest.mark.parametrize("again", range(len(SWAP)))
 def test_however_often_a_replacement_is_killed_the_old_model_or_the_new_is_read(tmp_path, directory, at, again):
@@ -308,14 +279,14 @@ def test_however_often_a_replacement_is_killed_the_old_model_or_the_new_is_read(
         return load_model(directory)[0].subjects
 
     old, new, newest = ["subj01", "subj02"], ["subj05"], ["subj07"]
-    assert replace_until_killed(directory, fresh(*new), at) == SWAP[:at]
+    assert replace_until_killed(directory, partial(write, fresh(*new)), at) == SWAP[:at]
     first = read()
     assert first == (new if at == 3 else old)
     # Where the old one is already aside, the second replacement is but a renaming and a removal.
     whole = SWAP[2:] if at == 2 else SWAP
-    assert replace_until_killed(directory, fresh(*newest), again) == whole[:again]
+    assert replace_until_killed(directory, partial(write, fresh(*newest)), again) == whole[:again]
     assert read() == (newest if again > len(whole) - 2 else first)
-    assert replace_until_killed(directory, fresh(*newest)) in (SWAP, SWAP[2:])
+    assert replace_until_killed(directory, partial(write, fresh(*newest))) in (SWAP, SWAP[2:])
     assert read() == newest
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -337,57 +308,10 @@ def test_a_reader_between_the_renames_finds_the_old_model_and_does_not_disturb_t
 def test_an_adapter_and_a_description_are_read_where_a_killed_replacement_left_them(tmp_path):
     model = fresh("subj01", "subj02")
     adapter = saved(tmp_path / "adapter", model, only="subj02")
-    replace_until_killed(adapter, model, 2)
+    replace_until_killed(adapter, partial(write, model), 2)
     assert not adapter.exists()
     assert read_description(adapter)["subjects"] == ["subj02"]
     assert load_adapter(fresh(), adapter) == ("subj02", MADE_FROM)
-
-
-def checkpoint(run: Path, step: int) -> Path:
-    path = saved(run / "checkpoints" / f"step-{step:07d}", fresh("subj01"))
-    write_json(path / "training.json", {"step": step})
-    return path
-
-
-@pytest.mark.parametrize("damaged", ["model.safetensors", "model.json", "training.json"])
-def test_the_newest_whole_checkpoint_is_found_and_a_damaged_one_is_named(tmp_path, caplog, damaged):
-    assert newest_checkpoint(tmp_path) is None
-    older, newer = checkpoint(tmp_path, 90), checkpoint(tmp_path, 100)
-    assert newest_checkpoint(tmp_path) == newer
-    (newer / damaged).write_bytes((newer / damaged).read_bytes()[:-3])
-    with caplog.at_level(logging.WARNING):
-        assert newest_checkpoint(tmp_path) == older
-    assert str(newer) in caplog.text
-
-
-def test_without_any_whole_checkpoint_there_is_none(tmp_path):
-    for step in (1, 2):
-        (checkpoint(tmp_path, step) / "training.json").unlink()
-    (tmp_path / "checkpoints" / ".step-0000003.tmp").mkdir()
-    assert newest_checkpoint(tmp_path) is None
-
-
-@pytest.mark.parametrize("at", range(len(SWAP)))
-def test_a_checkpoint_whose_replacement_was_killed_is_still_one_and_pruned_in_its_turn(tmp_path, at):
-    checkpoint(tmp_path, 5)
-    replaced = checkpoint(tmp_path, 10)
-    replace_until_killed(replaced, fresh("subj01"), at)
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None
-    assert json.loads((newest / "training.json").read_text()) == {"step": 10}
-    prune_checkpoints(tmp_path, keep=1)
-    assert checkpoints(tmp_path) == [newest]
-    last = checkpoint(tmp_path, 20)
-    prune_checkpoints(tmp_path, keep=1)
-    assert checkpoints(tmp_path) == [last]
-
-
-def test_pruning_keeps_the_newest(tmp_path):
-    made = [checkpoint(tmp_path, step) for step in (5, 10, 99, 1000)]
-    prune_checkpoints(tmp_path, keep=2)
-    assert [path.exists() for path in made] == [False, False, True, True]
-    prune_checkpoints(tmp_path, keep=3)
-    assert [path.exists() for path in made] == [False, False, True, True]
 
 
 def test_nothing_in_a_model_directory_is_pickled(directory):

@@ -86,7 +86,7 @@ def test_a_local_store_is_absolute_and_a_url_as_it_was_given(monkeypatch, tmp_pa
     ids=" ".join,
 )
 def test_a_bare_resume_means_the_newest_run_and_no_recipe_the_phantom(words, recipe, completed):
-    assert arguments(words) == (RECIPES[recipe], completed)
+    assert arguments(words) == (Pretrain.of(RECIPES[recipe]), completed)
 
 
 def test_an_unknown_recipe_is_one_line_and_a_failing_exit(monkeypatch, capsys):
@@ -324,7 +324,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     assert "stopping after this step; a checkpoint is written" in ended.err
     run = find_runs()[0]
     assert run.info.status == "KILLED"
-    assert f"interrupted; go on with: python -m foundation.pretrain phantom-tiny --resume {run.info.run_name}" in (
+    assert f"interrupted; go on with: python -m foundation.pretrain --resume {run.info.run_name}" in (
         " ".join(ended.out.split())
     )
     resumed = call(pretrain.main, *settings, "--resume")
@@ -337,7 +337,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     torch.testing.assert_close(one, other, rtol=0, atol=0)
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
-    assert "no unfinished run of this recipe and data" in again.err
+    assert "no unfinished run of this recipe, these options and data" in again.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -364,9 +364,7 @@ def test_a_signal_outside_of_training_interrupts_at_once_and_what_it_cut_off_is_
     run = find_runs()[0]
     directory = runs_dir() / run.info.run_name
     assert (run.info.status, describe_run(directory)["status"]) == ("KILLED", "interrupted")
-    assert f"interrupted; go on with: {pretrain.PROGRAM} phantom-tiny --resume {directory.name}" in (
-        " ".join(ended.out.split())
-    )
+    assert f"interrupted; go on with: {pretrain.PROGRAM} --resume {directory.name}" in (" ".join(ended.out.split()))
     cut_off = directory / {"linear_start": course.START, "finish_adapter": course.FINAL}[during]
     assert not cut_off.exists()
     assert versions() == before

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from data.preprocess import Samples, samples
 from data.splits import split_of
 from data.store import PooledStore
-from foundation.checkpoint import checkpoints, load_model, newest_checkpoint
-from foundation.config import Recipe
+from foundation.checkpoint import load_model
+from foundation.config import ComputeConfig, Recipe
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.training.checkpoints import checkpoints, newest_checkpoint
 from foundation.training.course import train_run
 from foundation.training.engine import LocalEngine
-from foundation.training.loop import predict_samples, validation_scores
 from foundation.training.run import Plan
+from foundation.training.validation import predict_samples, validation_scores
 from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
 
 N_STEPS = 20
@@ -62,8 +63,8 @@ def result(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
     return (
         load_file(newest / "model.safetensors"),
         load_file(directory / "best" / "model.safetensors"),
-        load_file(newest / "optimiser" / "optimiser.safetensors"),
-        json.loads((newest / "training.json").read_text()),
+        load_file(newest / "optimiser.safetensors"),
+        json.loads((newest / "training.json").read_text())["progress"],
     )
 
 
@@ -189,13 +190,105 @@ def test_a_stop_before_the_first_step_leaves_a_checkpoint_to_go_on_from(whole, t
     assert_same(whole[0], tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(tiny_store, tmp_path):
+class Spoiling(LocalEngine):
+    """An engine whose loss comes out wrong in some of its steps."""
+
+    factor = math.nan
+    at: tuple[int, ...] = ()
+    calls = 0
+
+    def forward(self, batch, *, stage=None):
+        losses = super().forward(batch, stage=stage)
+        type(self).calls += 1
+        return replace(losses, total=losses.total * (self.factor if self.calls in self.at else 1.0))
+
+
+def spoiling(factor: float, *at: int) -> type[Spoiling]:
+    return type("Spoilt", (Spoiling,), {"factor": factor, "at": at})
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(math.nan, "the loss is nan"), (math.inf, "the loss is inf"), (50.0, "more than 10 times the usual")],
+)
+def test_a_bad_step_is_skipped_and_said_so_and_the_run_goes_on(whole, tiny_store, tmp_path, factor, said):
+    told, lines = Told(tmp_path), []
+    made = plan(tiny_recipe(tiny_store), tmp_path)
+    assert train_run(made, spoiling(factor, 18), told, tell=lines.append) == "trained"
+    (line,) = lines
+    assert line.startswith("step 17 is skipped: ")
+    assert said in line
+    assert [m.get("train/skipped") for m in told.metrics.values()] == [None] * 17 + [1] * 3
+    expected = whole[1].metrics
+    assert all(told.metrics[step]["train/loss"] == expected[step]["train/loss"] for step in range(1, 18))
+    assert told.metrics[19]["train/loss"] != expected[19]["train/loss"]  # a step fewer was taken
+    weights = load_file(tmp_path / "checkpoints" / "step-0000018" / "model.safetensors")
+    assert all(w.isfinite().all() for name, w in weights.items() if not name.endswith("noise_sd"))
+
+
+def test_a_skipped_step_moves_nothing(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store, epochs=1, checkpoint_every=1, keep_checkpoints=5)
+    made = plan(recipe, tmp_path)
+    train_run(made, spoiling(math.nan, 4), Told(tmp_path))
+    before, after = (tmp_path / "checkpoints" / f"step-000000{step}" for step in (3, 4))
+    for name in ("model.safetensors", "optimiser.safetensors"):
+        torch.testing.assert_close(load_file(before / name), load_file(after / name), rtol=0, atol=0, equal_nan=True)
+
+
+def test_by_policy_the_first_bad_step_stops_the_run_and_names_checkpoint_and_remedy(tiny_store, tmp_path):
     recipe = tiny_recipe(tiny_store)
-    recipe = replace(recipe, optim=replace(recipe.optim, lr=1e12, clip=math.inf, warmup=0.0))
-    with pytest.raises(
-        ValueError, match=r"the loss of step \d+ is (nan|inf); start a run with --optim.lr below 1e\+12"
-    ):
-        run_once(recipe, tmp_path)
+    recipe = replace(recipe, optim=replace(recipe.optim, bad_step="stop"))
+    with pytest.raises(ValueError, match=r"step 7: the loss is nan; .*--optim.lr below 0.01, .*step-0000006"):
+        train_run(plan(recipe, tmp_path), spoiling(math.nan, 8), Told(tmp_path))
+
+
+def test_ten_bad_steps_in_a_row_stop_the_run(tiny_store, tmp_path):
+    lines = []
+    with pytest.raises(ValueError, match=r"step 10: the loss is nan, the 10th bad step in a row; .*step-0000009"):
+        train_run(
+            plan(tiny_recipe(tiny_store), tmp_path),
+            spoiling(math.nan, *range(2, 30)),
+            Told(tmp_path),
+            tell=lines.append,
+        )
+    assert len(lines) == 9
+
+
+def test_a_run_resumed_after_a_skipped_step_equals_one_that_was_not_stopped(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store)
+    train_run(plan(recipe, tmp_path / "whole"), spoiling(math.nan, 4), Told(tmp_path / "whole"))
+    told = Told(tmp_path / "resumed", stop_at=(9,))
+    train_run(plan(recipe, tmp_path / "resumed"), spoiling(math.nan, 4), told)
+    run_once(recipe, tmp_path / "resumed")
+    assert_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_training_stops_when_validation_has_not_improved_for_as_long_as_it_is_waited_for(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store, epochs=9)
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=1e-12, patience=2))  # scores hardly move
+    status, _ = run_once(recipe, tmp_path / "whole")
+    assert status == "trained"
+    progress = result(tmp_path / "whole")[-1]
+    assert progress["step"] == progress["best_step"] + 10 < 45
+    run_once(recipe, tmp_path / "resumed", stop_at=(progress["step"] - 3,))
+    run_once(recipe, tmp_path / "resumed")
+    assert_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_step_in_parts_is_the_step_of_as_many_workers_rows_and_all_but_the_step_as_a_whole(
+    whole, tiny_store, tmp_path
+):
+    recipe = tiny_recipe(tiny_store)
+    recipe = replace(recipe, backbone=replace(recipe.backbone, dropout=0.0, latent=None))
+    told = []
+    for parts in (1, 2):
+        made = plan(recipe, tmp_path / str(parts))
+        told.append(Told(made.directory))
+        train_run(made, lambda model, of, n=parts: LocalEngine(model, of, ComputeConfig(accumulate=n)), told[-1])
+    losses = [[m["train/loss"] for m in of.metrics.values()] for of in told]
+    # The objective is a mean over images but for InfoNCE, which is off: parts change the order of sums alone.
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])

@@ -1,6 +1,7 @@
 """Which run is resumed, what identifies it, and how a fresh model is built."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from data.preprocess import samples
 from data.sources import ImageBlock, SubjectData
 from data.splits import split_of
 from data.store import PooledStore
-from foundation.config import OptimConfig
+from foundation.config import Recipe
 from foundation.training import course as course_module
 from foundation.training.course import build_model, train_run
 from foundation.training.engine import LocalEngine
@@ -22,20 +23,22 @@ from foundation.training.run import (
     Plan,
     code_version,
     describe_run,
+    held,
     new_run,
-    run_digest,
     run_to_resume,
     runs_dir,
+    unfinished_runs,
 )
 from tests.tiny_store import ENCODER, N_VOXELS, make_tiny_store, tiny_recipe
 
 RECIPE = tiny_recipe(Path("/somewhere.zarr"))
-DIGEST = run_digest(RECIPE, "sha256:data")
+DATA = "sha256:data"
 
 
-def made(status: str, *, created: float = 1.0, digest: str = DIGEST) -> Path:
-    directory = new_run(RECIPE)
-    describe_run(directory, status=status, created=created, digest=digest)
+def made(status: str, *, created: float = 1.0, data: str = DATA, recipe: Recipe = RECIPE) -> Path:
+    directory = new_run(recipe)
+    described = {"recipe": recipe.to_json(), "data_digest": data, "store": "/somewhere.zarr"}
+    describe_run(directory, status=status, created=created, **described)
     return directory
 
 
@@ -55,51 +58,87 @@ def test_what_is_told_of_a_run_adds_up(home):
 
 
 def test_without_a_name_the_newest_unfinished_run_of_this_recipe_and_data_is_resumed():
-    made("interrupted", created=1)
-    newest = made("failed", created=3)
-    made("running", created=2)
+    oldest, newest, middle = made("interrupted", created=1), made("failed", created=3), made("running", created=2)
     made("finished", created=4)
-    made("interrupted", created=5, digest="sha256:other")
-    assert run_to_resume(DIGEST, name=None) == newest
+    made("interrupted", created=5, data="sha256:other")
+    made("interrupted", created=6, recipe=replace(RECIPE, seed=1))
+    describe_run(new_run(RECIPE), status="interrupted", digest="of before the first release")
+    assert run_to_resume(RECIPE, DATA, name=None) == newest
+    assert unfinished_runs(RECIPE, DATA) == [newest, middle, oldest]
 
 
 def test_without_any_unfinished_run_the_error_says_what_to_do(home):
     made("finished")
     new_run(RECIPE)  # a run that died before it described itself
-    with pytest.raises(ValueError, match=f"no unfinished run of this recipe and data in {home}.*without --resume"):
-        run_to_resume(DIGEST, name=None)
+    with pytest.raises(ValueError, match=f"no unfinished run of this recipe, these options and data in {home}"):
+        run_to_resume(RECIPE, DATA, name=None)
 
 
-def test_a_named_run_is_resumed_if_it_is_unfinished_and_of_the_same_recipe_and_data():
+def test_a_named_run_is_resumed_if_it_is_unfinished_and_of_the_same_data():
     interrupted, finished = made("interrupted"), made("finished")
-    other = made("interrupted", digest="sha256:other")
-    assert run_to_resume(DIGEST, name=interrupted.name) == interrupted
+    other = made("interrupted", data="sha256:other")
+    assert run_to_resume(RECIPE, DATA, name=interrupted.name) == interrupted
     with pytest.raises(ValueError, match=f"run '{finished.name}' is finished; there is nothing to resume"):
-        run_to_resume(DIGEST, name=finished.name)
-    with pytest.raises(ValueError, match=f"run '{other.name}' was made with other settings or data; give the same"):
-        run_to_resume(DIGEST, name=other.name)
+        run_to_resume(RECIPE, DATA, name=finished.name)
+    with pytest.raises(
+        ValueError, match=f"data that run '{other.name}' was made with have changed since in /somewhere"
+    ):
+        run_to_resume(RECIPE, DATA, name=other.name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (replace(RECIPE, seed=1), "seed 1 for 0"),
+        (replace(RECIPE, optim=replace(RECIPE.optim, lr=1e-4)), "optim.lr 0.0001 for 0.01"),
+        (
+            replace(RECIPE, backbone=replace(RECIPE.backbone, scan_orders=("raster",), width=16)),
+            r"backbone.width 16 for 8; backbone.scan_orders \('raster',\) for \('raster', 'reversed'\)",
+        ),
+        (replace(RECIPE, data=replace(RECIPE.data, subjects=("1",))), "data.subjects"),
+    ],
+)
+def test_a_named_run_of_other_settings_is_refused_and_each_of_them_named(changed, named):
+    run = made("interrupted")
+    with pytest.raises(
+        ValueError, match=f"run '{run.name}' has other settings than those given: .*{named}.*leave them"
+    ):
+        run_to_resume(changed, DATA, name=run.name)
+
+
+def test_a_recipe_is_read_from_json_as_it_was_and_newer_settings_have_their_default():
+    plain = json.loads(json.dumps(RECIPE.to_json()))
+    assert Recipe.from_json(plain) == RECIPE
+    del plain["optim"]["patience"], plain["keep_checkpoints"]
+    assert Recipe.from_json(plain) == RECIPE
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_runs_there_are(home):
     with pytest.raises(ValueError, match=r"run 'nothing' is not in .*; there are: none"):
-        run_to_resume(DIGEST, name="nothing")
+        run_to_resume(RECIPE, DATA, name="nothing")
     run = made("interrupted")
     with pytest.raises(ValueError, match=f"there are: {run.name}"):
-        run_to_resume(DIGEST, name="nothing")
+        run_to_resume(RECIPE, DATA, name="nothing")
 
 
-def test_a_run_is_identified_by_its_recipe_and_its_data():
-    variations = [
-        RECIPE,
-        replace(RECIPE, seed=1),
-        replace(RECIPE, name="other"),
-        replace(RECIPE, optim=OptimConfig(lr=1e-4)),
-        replace(RECIPE, backbone=replace(RECIPE.backbone, scan_orders=("raster",))),
-        replace(RECIPE, data=replace(RECIPE.data, subjects=("1",))),
-    ]
-    digests = {run_digest(recipe, data) for recipe in variations for data in ("sha256:data", "sha256:other")}
-    assert len(digests) == 2 * len(variations)
-    assert run_digest(tiny_recipe(Path("/somewhere.zarr")), "sha256:data") == DIGEST
+def hold(directory: Path, is_held, done) -> None:
+    with held(directory):
+        is_held.set()
+        done.wait(60)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it_until_that_one_is_gone():
+    run, context = made("running"), multiprocessing.get_context("spawn")
+    is_held, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(run, is_held, done))
+    process.start()
+    assert is_held.wait(60)
+    with pytest.raises(ValueError, match=f"run {run.name} is being trained by another process"), held(run):
+        pass
+    process.kill()
+    process.join()
+    with held(run):
+        pass
 
 
 def test_a_fresh_model_depends_on_the_seed_alone_and_takes_its_statistics_from_the_given_images(tiny_store):

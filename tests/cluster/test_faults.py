@@ -1,0 +1,186 @@
+"""What a lab's machines do to a run on Ray: workers that die or hang, damaged checkpoints and stores."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from cluster.config import ClusterConfig
+from cluster.launch import NEW, connect, train_on_ray
+from foundation.config import Recipe
+from foundation.tracking.runs import TrackedRun
+from foundation.training.checkpoints import checkpoints, read_progress
+from foundation.training.reporter import read_metrics
+from foundation.training.run import Plan, describe_run, new_run
+from tests.tiny_store import ENCODER, make_tiny_store, tiny_recipe
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # Ray's client closes its sockets and log files when it is collected.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+INTERVAL, EPOCHS = 20, 40
+CLUSTER = ClusterConfig(workers=2, timeout_s=20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    connect(ClusterConfig(address=NEW))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def home(session_home: Path) -> Path:
+    """One home for the module: its MLflow database is made once."""
+    return session_home
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    directory = new_run(recipe)
+    tracked = TrackedRun.start(directory.name, kind="pretrain", config={}, tags={})
+    assert recipe.data.store is not None
+    return Plan(
+        recipe=recipe,
+        store=recipe.data.store,
+        directory=directory,
+        tracking_uri=tracked.uri,
+        tracking_run=tracked.id,
+    )
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this machine's Ray Train workers that are ours."""
+    mine = psutil.Process().children(recursive=True)
+    return [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def once_under_way(plan: Plan, harm: Callable[[], None]) -> threading.Thread:
+    """Do `harm` once the run has its second checkpoint."""
+
+    def wait_and_harm() -> None:
+        while len(checkpoints(plan.directory)) < 2:
+            time.sleep(0.02)
+        harm()
+
+    thread = threading.Thread(target=wait_and_harm)
+    thread.start()
+    return thread
+
+
+def weights(plan: Plan) -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in load_file(checkpoints(plan.directory)[-1] / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    store = tmp_path_factory.mktemp("store") / "tiny.zarr"
+    make_tiny_store(store)
+    return tiny_recipe(store, epochs=EPOCHS, checkpoint_every=INTERVAL)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, session_home: Path) -> Plan:
+    """A run that nothing happened to."""
+    plan = plan_of(recipe)
+    train_on_ray(plan, CLUSTER)
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGKILL, "worker 1 died"), (signal.SIGSTOP, "worker 1 doesn't answer")],
+    ids=["killed", "hung"],
+)
+def test_a_worker_that_dies_or_hangs_is_replaced_and_the_run_ends_as_if_it_had_not(
+    recipe, whole, home, capfd, number, said
+):
+    plan, harmed = plan_of(recipe), []
+
+    def harm() -> None:
+        victim = workers()[1]
+        harmed.append((victim, checkpoints(plan.directory)[-1].name))
+        os.kill(victim.pid, number)
+
+    thread = once_under_way(plan, harm)
+    train_on_ray(plan, CLUSTER)
+    thread.join()
+    ((victim, newest),) = harmed
+    told = capfd.readouterr().out
+    assert f"{said.split()[-1]}" in told
+    resumed_at = int(told.split("going on from step ")[1].split()[0])
+    assert resumed_at >= int(newest.removeprefix("step-"))  # at most one interval is lost
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    assert describe_run(plan.directory)["status"] == "trained"
+    expected = weights(whole)
+    for name, value in weights(plan).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert [step for step, _ in read_metrics(plan.directory)] == list(range(1, 5 * EPOCHS + 1))
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(recipe, home):
+    plan = plan_of(recipe)
+    stopped = threading.Event()
+
+    def kill_every_worker() -> None:
+        while not stopped.is_set():
+            for worker in workers():
+                worker.kill()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=kill_every_worker)
+    thread.start()
+    try:
+        with pytest.raises(
+            ValueError, match=r"^worker \d .*, 2 times in a row; --resume goes on from the last checkpoint"
+        ):
+            train_on_ray(plan, replace(CLUSTER, retries=1))
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_a_corrupted_newest_checkpoint_is_passed_over_and_said_so(recipe, whole, home, capfd):
+    plan = plan_of(replace(recipe, keep_checkpoints=10))
+    (plan.directory / "stop").touch()
+    train_on_ray(plan, CLUSTER)  # starts, and stops before the first step
+    (plan.directory / "stop").unlink()
+    train_on_ray(plan, CLUSTER)
+    *_, older, newest = checkpoints(plan.directory)
+    data = (newest / "optimiser.safetensors").read_bytes()
+    (newest / "optimiser.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    capfd.readouterr()
+    train_on_ray(plan, CLUSTER)
+    told = capfd.readouterr().out
+    assert f"passing over a damaged checkpoint: {newest / 'optimiser.safetensors'} is damaged" in told
+    assert f"going on from step {read_progress(older).step}" in told
+    expected = weights(whole)
+    for name, value in weights(plan).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_damaged_chunk_of_the_store_ends_the_run_with_its_name_and_is_not_tried_again(tmp_path, home, capfd):
+    store = tmp_path / "damaged.zarr"
+    make_tiny_store(store)
+    recipe = tiny_recipe(store, start="random")
+    plan = plan_of(recipe)
+    train_on_ray(replace(plan, recipe=replace(recipe, optim=replace(recipe.optim, epochs=1))), CLUSTER)
+    chunk = max((p for p in (store / "features" / ENCODER).rglob("c/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 3] ^= 255
+    chunk.write_bytes(data)
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"^a worker failed: .*(damaged|checksum|CRC)"):
+        train_on_ray(plan, CLUSTER)
+    assert "attempt" not in capfd.readouterr().out
