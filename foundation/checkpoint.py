@@ -126,23 +126,37 @@ def read_description(directory: Path) -> dict[str, Any]:
     directory = standing(directory)
     path = directory / "model.json"
     try:
-        description = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{directory} is not a model: model.json can't be read ({error})") from error
+    description = parsed_description(text, path)
+    weights = directory / "model.safetensors"
+    if not weights.exists() or file_digest(weights) != description["weights"]:
+        raise ValueError(f"{weights} is damaged or missing: its digest isn't the one in model.json; use another copy")
+    return description
+
+
+def parsed_description(text: str, path: Path) -> dict[str, Any]:
+    """Return the description of a model that `path` has as JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or was written by a version whose models can't be read.
+    """
+    try:
+        description = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a model: its description can't be read ({error})") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't describe a manybrains model")
     found = description.get("format_version")
     if found == 1:
-        raise ValueError(f"{directory} has model format 1, of before the first release; train it again")
+        raise ValueError(f"{path} has model format 1, of before the first release; train it again")
     if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise ValueError(
-            f"{directory} has model format {found}; this manybrains reads up to {FORMAT_VERSION}: update it"
-        )
+        raise ValueError(f"{path} has model format {found}; this manybrains reads up to {FORMAT_VERSION}: update it")
     if missing := _KEYS - description.keys():
         raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}; use another copy")
-    weights = directory / "model.safetensors"
-    if not weights.exists() or file_digest(weights) != description["weights"]:
-        raise ValueError(f"{weights} is damaged or missing: its digest isn't the one in model.json; use another copy")
     return description
 
 
@@ -165,13 +179,17 @@ def load_model(directory: Path) -> tuple[EncodingModel, dict[str, Any]]:
     description = read_description(directory)
     if description["kind"] != "model":
         raise ValueError(f"{directory} holds an adapter only; load it into its backbone")
-    tensors = _tensors(directory)
+    return built(description, _tensors(directory)), description["made_from"]
+
+
+def built(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> EncodingModel:
+    """Return the model that a description and its tensors make, on the CPU."""
     parcels = {name: tensors[f"{_prefix(name)}parcel"] for name in description["subjects"]}
     model = EncodingModel(TokenShape(**description["token_shape"]), backbone_config(description["backbone"]), parcels)
     for name in description["subjects"]:
         _make_room(model, name, tensors)
     model.load_state_dict(tensors)
-    return model.eval(), description["made_from"]
+    return model.eval()
 
 
 def _make_room(model: EncodingModel, subject: str, tensors: dict[str, torch.Tensor]) -> None:
