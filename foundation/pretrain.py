@@ -240,7 +240,9 @@ def _open_run(
         return directory, tracked
     for other in unfinished_runs(recipe, data_digest)[:1]:
         status = describe_run(other)["status"]
-        console.print(f"run {other.name} of the same settings is {status}; `--resume {other.name}` would go on with it")
+        console.print(
+            f"run {other.name} of the same settings isn't finished ({status}); `--resume {other.name}` goes on with it"
+        )
     tags = {
         "recipe": recipe.name,
         "store": where,
@@ -248,7 +250,11 @@ def _open_run(
         "subjects": " ".join(command.subjects),
     }
     directory = new_run(recipe)
-    tracked = TrackedRun.start(directory.name, kind="pretrain", config=recipe.to_json(), tags=tags)
+    try:
+        tracked = TrackedRun.start(directory.name, kind="pretrain", config=recipe.to_json(), tags=tags)
+    except TrackingError:
+        directory.rmdir()
+        raise
     describe_run(
         directory,
         status="running",

@@ -1,5 +1,6 @@
 """What a lab's machines do to a run on Ray: workers that die or hang, damaged checkpoints and stores."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 INTERVAL, EPOCHS = 20, 40
-CLUSTER = ClusterConfig(workers=2, timeout_s=20)
+CLUSTER = ClusterConfig(workers=2, timeout_s=20.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,8 +63,12 @@ def plan_of(recipe: Recipe) -> Plan:
 
 def workers() -> list[psutil.Process]:
     """The processes of this machine's Ray Train workers that are ours."""
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or not yet taken note of by its parent
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def once_under_way(plan: Plan, harm: Callable[[], None]) -> threading.Thread:
@@ -136,7 +141,8 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(reci
     def kill_every_worker() -> None:
         while not stopped.is_set():
             for worker in workers():
-                worker.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
             time.sleep(0.5)
 
     thread = threading.Thread(target=kill_every_worker)
@@ -176,7 +182,9 @@ def test_a_damaged_chunk_of_the_store_ends_the_run_with_its_name_and_is_not_trie
     recipe = tiny_recipe(store, start="random")
     plan = plan_of(recipe)
     train_on_ray(replace(plan, recipe=replace(recipe, optim=replace(recipe.optim, epochs=1))), CLUSTER)
-    chunk = max((p for p in (store / "features" / ENCODER).rglob("c/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    chunk = max(
+        (p for p in (store / "features" / ENCODER).rglob("*") if p.is_file()), key=lambda path: path.stat().st_size
+    )
     data = bytearray(chunk.read_bytes())
     data[len(data) // 3] ^= 255
     chunk.write_bytes(data)

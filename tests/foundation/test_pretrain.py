@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 import adapters.cli
+from cluster.config import PRESETS
 from data.splits import split_of
 from data.store import PooledStore
 from foundation import pretrain
@@ -87,6 +88,28 @@ def test_a_local_store_is_absolute_and_a_url_as_it_was_given(monkeypatch, tmp_pa
 )
 def test_a_bare_resume_means_the_newest_run_and_no_recipe_the_phantom(words, recipe, completed):
     assert arguments(words) == (Pretrain.of(RECIPES[recipe]), completed)
+
+
+def test_a_preset_is_what_the_clusters_options_are_where_they_are_not_given(monkeypatch):
+    found: list[Pretrain] = []
+    monkeypatch.setattr(pretrain, "pretrain", found.append)
+    for words in (["--cluster.preset", "one-node-8gpu"], ["--cluster.preset=one-node-8gpu", "--cluster.workers", "4"]):
+        monkeypatch.setattr(sys, "argv", ["pretrain", *words])
+        pretrain.main()
+    assert found[0].cluster == PRESETS["one-node-8gpu"]
+    assert found[1].cluster == replace(PRESETS["one-node-8gpu"], workers=4)
+    assert [name for name, preset in PRESETS.items() if preset.preset != name] == []
+
+
+def test_an_unknown_preset_is_named_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--cluster.preset", "two-nodes"])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "two-nodes" in err
+    assert "one-node-8gpu" in err
 
 
 def test_an_unknown_recipe_is_one_line_and_a_failing_exit(monkeypatch, capsys):
@@ -327,8 +350,12 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     assert f"interrupted; go on with: python -m foundation.pretrain --resume {run.info.run_name}" in (
         " ".join(ended.out.split())
     )
-    resumed = call(pretrain.main, *settings, "--resume")
+    other = call(pretrain.main, "--resume", run.info.run_name, "--optim.lr", "0.5")
+    assert other.code == 1
+    assert f"run '{run.info.run_name}' has other settings than those given: optim.lr 0.5 for 0.002" in other.err
+    resumed = call(pretrain.main, "--resume", run.info.run_name)  # with its own settings, the engine included
     assert (resumed.code, resumed.err) == (0, "")
+    assert "going on from step 5" in resumed.out
     assert read(run.info.run_id).info.status == "FINISHED"
     found = find_backbone(max(versions_of("tiny")))
     assert found.version == expected.version + 1
@@ -338,6 +365,25 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
     assert "no unfinished run of this recipe, these options and data" in again.err
+
+
+def test_an_unfinished_run_of_the_same_settings_is_mentioned_when_a_new_one_starts(
+    call, pretrained, tiny_store, monkeypatch
+):
+    settings = [*SETTINGS, "--store", str(tiny_store), "--seed", "3"]
+
+    def refuse(*_, **__):
+        raise ValueError("not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "start_run", refuse)
+        first, second = call(pretrain.main, *settings), call(pretrain.main, *settings)
+    assert (first.code, second.code) == (1, 1)
+    name = first.out.split("run ")[1].split(":")[0]
+    assert f"failed; once the cause is gone, go on with: {pretrain.PROGRAM} --resume {name}" in first.out
+    assert (
+        f"run {name} of the same settings isn't finished (failed); `--resume {name}` goes on with it" in second.out
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foundation.checkpoint import FORMAT_VERSION as MODEL_FORMAT
+from foundation.checkpoint import load_model
+from foundation.config import Recipe
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
 from foundation.training.checkpoints import (
@@ -20,6 +23,8 @@ from foundation.training.checkpoints import (
     read_progress,
     write_checkpoint,
 )
+from foundation.training.engine import LocalEngine
+from tests.checkpoints.make import HERE, SUBJECT, tokens
 from tests.dying_replacement import SWAP, replace_until_killed
 from tests.tiny_store import TINY_BACKBONE
 
@@ -128,3 +133,19 @@ def test_a_disk_without_room_loses_no_older_checkpoint_and_says_which_is_the_new
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert newest_checkpoint(tmp_path) == older
     assert list((tmp_path / "checkpoints").iterdir()) == [older]
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("checkpoint-*")), ids=lambda path: path.name)
+def test_a_checkpoint_of_each_format_is_read_predicts_as_it_did_and_trains_on(path):
+    of, made_from = load_model(path)
+    with torch.no_grad():
+        predicted = of.predict(*tokens(), SUBJECT)
+    torch.testing.assert_close(predicted, torch.tensor(json.loads((path / "expected.json").read_text())))
+    assert read_progress(path).step == 5
+    engine = LocalEngine(of, Recipe.from_json(made_from["recipe"]), device=torch.device("cpu"))
+    engine.load_optimiser_state(read_optimiser_state(path))
+    assert engine.optimiser_state()["step"] == 5
+
+
+def test_the_present_format_is_among_those_that_are_kept():
+    assert (HERE / f"checkpoint-{FORMAT_VERSION}-model-{MODEL_FORMAT}").is_dir()

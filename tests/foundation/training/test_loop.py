@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,6 +150,25 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tiny_store, tmp_path, s
     assert min(told.metrics) == max(stops) + 1
     assert_same(whole[0], tmp_path)
     assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_interrupted_at_random_are_all_the_uninterrupted_one(whole, tiny_store, tmp_path):
+    """Up to three times each, by a stop, which leaves a checkpoint, or by what leaves none."""
+    rng = np.random.default_rng(20261126)
+    recipe = tiny_recipe(tiny_store)
+    for number in range(100):
+        directory = tmp_path / str(number)
+        shutil.copytree(whole[0] / "start", directory / "start")  # which takes longer to solve than the run to train
+        for step in np.sort(rng.choice(np.arange(1, N_STEPS), rng.integers(1, 4), replace=False)).tolist():
+            if rng.random() < 0.5:
+                assert run_once(recipe, directory, stop_at=(step,))[0] == "interrupted"
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run_once(recipe, directory, die_at=(step,))
+        assert run_once(recipe, directory)[0] == "trained"
+        assert_same(whole[0], directory)
+        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("step", [2, 11])
