@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import RayActorError, RayError
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -163,7 +163,11 @@ def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> E
             resources_per_worker=_resources(cluster),
             placement_strategy=cluster.placement.upper(),
         ),
-        run_config=RunConfig(name=plan.directory.name, storage_path=str(home() / "ray")),
+        run_config=RunConfig(
+            name=plan.directory.name,
+            storage_path=str(home() / "ray"),
+            failure_config=FailureConfig(controller_failure_limit=cluster.retries),  # workers that don't even start
+        ),
     )
     # Ray installs its own Ctrl-C, which drops the workers at once, unless fit() is called outside the main thread; ours
     # lets them write a checkpoint first. A daemon, so that a second Ctrl-C needn't wait for it.

@@ -148,9 +148,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(reci
     thread = threading.Thread(target=kill_every_worker)
     thread.start()
     try:
-        with pytest.raises(
-            ValueError, match=r"^worker \d .*, 2 times in a row; --resume goes on from the last checkpoint"
-        ):
+        with pytest.raises(ValueError, match=r", 2 times in a row; --resume goes on from the last checkpoint"):
             train_on_ray(plan, replace(CLUSTER, retries=1))
     finally:
         stopped.set()
