@@ -8,22 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from cluster.config import ClusterConfig
 from data.command_line import CommonOptions, Session, begin, run
-from data.embedded import embedded_phantom
-from data.home import set_home
-from data.store import PooledStore
-from foundation.config import BackboneConfig, LossConfig, OptimConfig, Recipe
-from foundation.recipes import RECIPES, recipe_named
+from foundation.config import Recipe
+from foundation.recipe_options import NEWEST, Opened, RecipeOptions, Words, opened
 from foundation.tracking.runs import TrackedRun, TrackingError
 from foundation.training.run import describe_run, held
 from foundation.training.search_space import DEFAULT_SPACE, draws, parse_space, told_settings
@@ -33,16 +29,13 @@ from foundation.training.sweeps import new_sweep, sweep_named, sweep_to_resume, 
 from foundation.training.trials import BEST, Trial
 
 PROGRAM = "python -m foundation.sweep"
-NEWEST = "newest"
 N_TRIALS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(RecipeOptions):
     """Train a recipe with other settings."""
 
-    recipe: Positional[str] = "phantom-tiny"
-    """The recipe's name, as for foundation.pretrain."""
     trials: int | None = None
     """Trials, the first of which is the recipe as it stands (default: 8, or as many as the sweep has that is resumed;
     more enlarge it)."""
@@ -60,50 +53,7 @@ class Sweep:
     has something left to do."""
     address: str | None = None
     """Ray cluster to join; auto: the one on this machine (default: $RAY_ADDRESS, which a job has, else a new one)."""
-    store: str | None = None
-    """Store's path or URL (default: the embedded phantom, made if it is missing)."""
-    subjects: tuple[str, ...] = ()
-    """Subjects to pool, by number or name."""
-    encoder: str = "gabor"
-    """Encoder whose tokens are read."""
-    parcels: str = "auto:30"
-    """ROIs of Stage 1, as for foundation.pretrain."""
-    start: Literal["ridge", "random"] = "ridge"
-    """Start of the adapters, as for foundation.pretrain."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Seed of what is drawn and of everything random in each trial."""
-    backbone: BackboneConfig = BackboneConfig()
-    """Shared backbone, where a trial doesn't change it."""
-    loss: LossConfig = LossConfig()
-    """Objective, where a trial doesn't change it."""
-    optim: OptimConfig = OptimConfig()
-    """Optimiser and length, where a trial doesn't change them."""
     session: CommonOptions = Session()
-
-    @classmethod
-    def of(cls, recipe: Recipe, **options: Any) -> "Sweep":
-        """Return the command that a recipe is without options."""
-        data = {name: getattr(recipe.data, name) for name in ("store", "subjects", "encoder", "parcels")}
-        own = ("start", "checkpoint_every", "seed", "backbone", "loss", "optim")
-        return cls(recipe=recipe.name, **data, **{name: getattr(recipe, name) for name in own}, **options)
-
-    def resolved(self) -> Recipe:
-        """Return the recipe with this command's options in place of its own."""
-        recipe = recipe_named(self.recipe)
-        store = self.store and (self.store if "://" in self.store else str(Path(self.store).resolve()))
-        data = replace(recipe.data, store=store, subjects=self.subjects, encoder=self.encoder, parcels=self.parcels)
-        return replace(
-            recipe,
-            data=data,
-            backbone=self.backbone,
-            loss=self.loss,
-            optim=self.optim,
-            start=self.start,
-            checkpoint_every=self.checkpoint_every,
-            seed=self.seed,
-        )
 
 
 def sweep(command: Sweep) -> None:
@@ -116,28 +66,24 @@ def sweep(command: Sweep) -> None:
             raise ValueError(f"--{option} {number} must be at least 1")
     space = parse_space(command.space, recipe)
     draws(space, recipe, seed=recipe.seed, n_trials=command.trials or N_TRIALS)  # refused before anything is made
-    where = recipe.data.store or embedded_phantom(recipe.data.phantom, tell=console.print)
-    store = PooledStore.open(where)
-    names = [store.resolve_subject(s) for s in recipe.data.subjects]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"--subjects {' '.join(recipe.data.subjects) or '(none)'} must name at least one, each once")
-    directory, tracked = _open_sweep(command, recipe, store.digest(names, recipe.data.encoder), where)
+    data = opened(recipe, tell=console.print)
+    directory, tracked = _open_sweep(command, recipe, data)
     with held(directory):
         settings = draws(space, recipe, seed=recipe.seed, n_trials=describe_run(directory)["trials"])
         console.print(
-            f"sweep {directory.name}: {len(settings)} trials of {recipe.name} on {', '.join(names)} of {where}, "
-            f"{command.at_once} at once; scores are of validation images, and test images aren't looked at"
+            f"sweep {directory.name}: {len(settings)} trials of {recipe.name} on {', '.join(data.subjects)} of "
+            f"{data.where}, {command.at_once} at once; validation images give the scores, test images aren't looked at"
         )
         _carry_out(command, recipe, directory, trials_of(directory, recipe, settings), tracked, console)
 
 
-def _open_sweep(command: Sweep, recipe: Recipe, data_digest: str, where: str) -> tuple[Path, TrackedRun]:
+def _open_sweep(command: Sweep, recipe: Recipe, data: Opened) -> tuple[Path, TrackedRun]:
     """Return the sweep's directory and its run in MLflow: a new one, or the one to resume."""
     if command.resume is not None:
         directory = sweep_to_resume(
             recipe,
             command.space,
-            data_digest,
+            data.digest,
             early_stop=command.early_stop,
             name=None if command.resume == NEWEST else command.resume,
             n_trials=command.trials,
@@ -149,18 +95,18 @@ def _open_sweep(command: Sweep, recipe: Recipe, data_digest: str, where: str) ->
         return directory, tracked
     directory = new_sweep(recipe)
     config = recipe.to_json() | {"space": dict(word.split("=", 1) for word in command.space)}
-    tags = {"recipe": recipe.name, "store": where, "subjects": " ".join(recipe.data.subjects)}
+    tags = {"recipe": recipe.name, "store": data.where, "subjects": " ".join(recipe.data.subjects)}
     tracked = TrackedRun.start(directory.name, kind="sweep", config=config, tags=tags)
     describe_run(
         directory,
         status="running",
         created=time.time(),
-        data_digest=data_digest,
+        data_digest=data.digest,
         recipe=recipe.to_json(),
         space=list(command.space),
         early_stop=command.early_stop,
         trials=command.trials or N_TRIALS,
-        store=where,
+        store=data.where,
         tracking_run=tracked.id,
         tracking_uri=tracked.uri,
     )
@@ -227,24 +173,14 @@ def arguments(args: Sequence[str]) -> tuple[Sweep, list[str]]:
     Raises
     ------
     ValueError
-        If the recipe is unknown.
+        If the recipe, or the sweep that is to be resumed, is unknown.
     """
-    completed: list[str] = []
-    for i, word in enumerate(args):
-        completed.append(word)
-        following = args[i + 1] if i + 1 < len(args) else "-"
-        if word == "--resume" and (following.startswith("-") or following in RECIPES):
-            completed.append(NEWEST)
-    given = dict(pairwise(completed))
-    if "--home" in given:
-        set_home(given["--home"])
-    if given.get("--resume", NEWEST) != NEWEST:
-        described = describe_run(sweep_named(given["--resume"]))
-        options = {"space": tuple(described["space"]), "early_stop": described["early_stop"]}
-        return Sweep.of(Recipe.from_json(described["recipe"]), **options), completed
-    first = completed[0] if completed and not completed[0].startswith("-") else None
-    named = first or next((word for word in completed if word in RECIPES), "phantom-tiny")
-    return Sweep.of(recipe_named(named)), completed
+    words = Words.of(args)
+    if words.resumed is None:
+        return Sweep.of(words.recipe()), words.args
+    described = describe_run(sweep_named(words.resumed))
+    options = {"space": tuple(described["space"]), "early_stop": described["early_stop"]}
+    return Sweep.of(Recipe.from_json(described["recipe"]), **options), words.args
 
 
 def main() -> None:

@@ -5,60 +5,34 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import ray
 from safetensors.torch import load_file
 
 from cluster.config import ClusterConfig
-from cluster.launch import NEW, connect, train_on_ray
+from cluster.launch import train_on_ray
 from foundation.config import Recipe
-from foundation.tracking.runs import TrackedRun
 from foundation.training.checkpoints import checkpoints, read_progress
 from foundation.training.reporter import read_metrics
-from foundation.training.run import Plan, describe_run, new_run
+from foundation.training.run import Plan, describe_run
 from tests.tiny_store import ENCODER, make_tiny_store, tiny_recipe
+from tests.tracked_plan import tracked_plan
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
+    pytest.mark.usefixtures("ray_cluster", "module_home"),
     # Ray's client closes its sockets and log files when it is collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 INTERVAL, EPOCHS = 20, 40
 CLUSTER = ClusterConfig(workers=2, timeout_s=20.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    connect(ClusterConfig(address=NEW))
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def home(session_home: Path) -> Path:
-    """One home for the module: its MLflow database is made once."""
-    return session_home
-
-
-def plan_of(recipe: Recipe) -> Plan:
-    directory = new_run(recipe)
-    tracked = TrackedRun.start(directory.name, kind="pretrain", config={}, tags={})
-    assert recipe.data.store is not None
-    return Plan(
-        recipe=recipe,
-        store=recipe.data.store,
-        directory=directory,
-        tracking_uri=tracked.uri,
-        tracking_run=tracked.id,
-    )
 
 
 def workers() -> list[psutil.Process]:
@@ -89,16 +63,14 @@ def weights(plan: Plan) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    store = tmp_path_factory.mktemp("store") / "tiny.zarr"
-    make_tiny_store(store)
+def recipe(store: Path) -> Recipe:
     return tiny_recipe(store, epochs=EPOCHS, checkpoint_every=INTERVAL)
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Recipe, session_home: Path) -> Plan:
+def whole(recipe: Recipe, session_home: Path, ray_cluster) -> Plan:
     """A run that nothing happened to."""
-    plan = plan_of(recipe)
+    plan = tracked_plan(recipe)
     train_on_ray(plan, CLUSTER)
     return plan
 
@@ -108,10 +80,8 @@ def whole(recipe: Recipe, session_home: Path) -> Plan:
     [(signal.SIGKILL, "worker 1 died"), (signal.SIGSTOP, "worker 1 doesn't answer")],
     ids=["killed", "hung"],
 )
-def test_a_worker_that_dies_or_hangs_is_replaced_and_the_run_ends_as_if_it_had_not(
-    recipe, whole, home, capfd, number, said
-):
-    plan, harmed = plan_of(recipe), []
+def test_a_worker_that_dies_or_hangs_is_replaced_and_the_run_ends_as_if_it_had_not(recipe, whole, capfd, number, said):
+    plan, harmed = tracked_plan(recipe), []
 
     def harm() -> None:
         victim = workers()[1]
@@ -134,8 +104,8 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_the_run_ends_as_if_it_had_n
     assert [step for step, _ in read_metrics(plan.directory)] == list(range(1, 5 * EPOCHS + 1))
 
 
-def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(recipe, home):
-    plan = plan_of(recipe)
+def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(recipe):
+    plan = tracked_plan(recipe)
     stopped = threading.Event()
 
     def kill_every_worker() -> None:
@@ -155,8 +125,8 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_what_happened(reci
         thread.join()
 
 
-def test_a_corrupted_newest_checkpoint_is_passed_over_and_said_so(recipe, whole, home, capfd):
-    plan = plan_of(replace(recipe, keep_checkpoints=10))
+def test_a_corrupted_newest_checkpoint_is_passed_over_and_said_so(recipe, whole, capfd):
+    plan = tracked_plan(replace(recipe, keep_checkpoints=10))
     (plan.directory / "stop").touch()
     train_on_ray(plan, CLUSTER)  # starts, and stops before the first step
     (plan.directory / "stop").unlink()
@@ -174,11 +144,11 @@ def test_a_corrupted_newest_checkpoint_is_passed_over_and_said_so(recipe, whole,
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_damaged_chunk_of_the_store_ends_the_run_with_its_name_and_is_not_tried_again(tmp_path, home, capfd):
+def test_a_damaged_chunk_of_the_store_ends_the_run_with_its_name_and_is_not_tried_again(tmp_path, capfd):
     store = tmp_path / "damaged.zarr"
     make_tiny_store(store)
     recipe = tiny_recipe(store, start="random")
-    plan = plan_of(recipe)
+    plan = tracked_plan(recipe)
     train_on_ray(replace(plan, recipe=replace(recipe, optim=replace(recipe.optim, epochs=1))), CLUSTER)
     chunk = max(
         (p for p in (store / "features" / ENCODER).rglob("*") if p.is_file()), key=lambda path: path.stat().st_size

@@ -2,11 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,55 +12,24 @@ import ray
 from safetensors.torch import load_file
 
 from cluster.config import ClusterConfig
-from cluster.launch import NEW, connect, train_on_ray
-from foundation.config import ComputeConfig, Recipe
+from cluster.launch import connect, train_on_ray
+from foundation.config import ComputeConfig
 from foundation.tracking.runs import TrackedRun, client
 from foundation.training.checkpoints import checkpoints
 from foundation.training.course import train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, read_metrics
-from foundation.training.run import Plan, describe_run, new_run
-from tests.tiny_store import make_tiny_store, tiny_recipe
+from foundation.training.run import Plan, describe_run
+from tests.tiny_store import tiny_recipe
+from tests.tracked_plan import tracked_plan
 
 pytestmark = [
     pytest.mark.timeout(600),
+    pytest.mark.usefixtures("ray_cluster", "module_home"),
     # Ray's client closes its sockets and log files when it is collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "tiny.zarr"
-    make_tiny_store(path)
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    connect(ClusterConfig(address=NEW))
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def home(session_home: Path) -> Path:
-    """One home for the module: its MLflow database is made once."""
-    return session_home
-
-
-def plan_of(recipe: Recipe) -> Plan:
-    directory = new_run(recipe)
-    tracked = TrackedRun.start(directory.name, kind="pretrain", config={}, tags={})
-    assert recipe.data.store is not None
-    return Plan(
-        recipe=recipe,
-        store=recipe.data.store,
-        directory=directory,
-        tracking_uri=tracked.uri,
-        tracking_run=tracked.id,
-    )
 
 
 def metric(plan: Plan, name: str) -> list[float]:
@@ -91,11 +58,11 @@ def stop_at(plan: Plan, step: int) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_two_workers_have_the_losses_of_one_process_that_takes_each_step_in_two_parts(store, home, zero_stage):
+def test_two_workers_have_the_losses_of_one_process_that_takes_each_step_in_two_parts(store, zero_stage):
     # A field that is solved may be smaller than a cell: Adam would make steps out of its gradient's rounding errors.
     recipe = tiny_recipe(store, epochs=2, start="random")
     recipe = replace(recipe, optim=replace(recipe.optim, stage1_share=0.5))
-    local, remote = plan_of(recipe), plan_of(recipe)
+    local, remote = tracked_plan(recipe), tracked_plan(recipe)
     train_here(local, parts=2)
     train_on_ray(remote, ClusterConfig(workers=2, zero_stage=zero_stage))
     assert describe_run(remote.directory)["status"] == "trained"
@@ -109,10 +76,10 @@ def test_two_workers_have_the_losses_of_one_process_that_takes_each_step_in_two_
         np.testing.assert_allclose(theirs[name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_run_moves_between_stages_numbers_of_workers_and_engines_and_ends_as_if_it_had_not(store, home):
+def test_a_run_moves_between_stages_numbers_of_workers_and_engines_and_ends_as_if_it_had_not(store):
     recipe = tiny_recipe(store, epochs=10, start="random")
     recipe = replace(recipe, backbone=replace(recipe.backbone, dropout=0.0, latent=None))  # which differ by rank
-    whole, moved = plan_of(recipe), plan_of(recipe)
+    whole, moved = tracked_plan(recipe), tracked_plan(recipe)
     train_here(whole)
     for until, cluster in ((3, ClusterConfig(workers=2, zero_stage=2)), (20, ClusterConfig(workers=1, zero_stage=3))):
         stopper = threading.Thread(target=stop_at, args=(moved, until))
@@ -128,16 +95,16 @@ def test_a_run_moves_between_stages_numbers_of_workers_and_engines_and_ends_as_i
         np.testing.assert_allclose(theirs[name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_what_a_worker_says_when_it_refuses_reaches_the_caller_in_a_line_and_is_not_tried_again(store, home):
+def test_what_a_worker_says_when_it_refuses_reaches_the_caller_in_a_line_and_is_not_tried_again(store):
     recipe = tiny_recipe(store)
     odd = replace(recipe, optim=replace(recipe.optim, batch_size=25))
     with pytest.raises(ValueError, match=r"^a worker failed: .*batch size 25 is not a multiple of 2 workers"):
-        train_on_ray(plan_of(odd), ClusterConfig(workers=2))
+        train_on_ray(tracked_plan(odd), ClusterConfig(workers=2))
 
 
-def test_workers_that_never_fit_the_cluster_are_refused_at_once(store, home):
+def test_workers_that_never_fit_the_cluster_are_refused_at_once(store):
     with pytest.raises(ValueError, match=r"64 workers with 1 CPU each don't fit the Ray cluster.*--cluster.workers"):
-        train_on_ray(plan_of(tiny_recipe(store)), ClusterConfig(workers=64))
+        train_on_ray(tracked_plan(tiny_recipe(store)), ClusterConfig(workers=64))
 
 
 def test_an_address_that_does_not_answer_is_named():

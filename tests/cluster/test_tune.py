@@ -6,21 +6,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
-from cluster.config import ClusterConfig
-from cluster.launch import NEW, connect
 from foundation import sweep
 from foundation.tracking.runs import find_runs
 from foundation.training.run import describe_run
 from foundation.training.sweeps import sweeps_dir
 from foundation.training.trials import BEST
-from tests.tiny_store import ENCODER, make_tiny_store
+from tests.tiny_store import ENCODER
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -46,28 +43,8 @@ class Ended:
     sweep: Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster(session_home: Path) -> Iterator[None]:
-    connect(ClusterConfig(address=NEW))
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
-def home(session_home: Path) -> Path:
-    """One home for the module: its MLflow database is made once."""
-    return session_home
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "tiny.zarr"
-    make_tiny_store(path)
-    return path
-
-
-@pytest.fixture
-def call(home: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Callable[..., Ended]:
+def call(module_home: Path, ray_cluster, store: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Callable[..., Ended]:
     """Call the command as the shell would."""
 
     def run(*words: str, resumes: bool = False) -> Ended:

@@ -21,7 +21,8 @@ from foundation import pretrain
 from foundation.checkpoint import load_adapter, load_model
 from foundation.config import DataConfig, Recipe
 from foundation.evaluation.compare import headline, score_subject
-from foundation.pretrain import NEWEST, Pretrain, arguments
+from foundation.pretrain import Pretrain, arguments
+from foundation.recipe_options import NEWEST
 from foundation.recipes import RECIPES, recipe_named
 from foundation.tracking.registry import aliases, find_backbone
 from foundation.tracking.runs import find_runs, tracking_uri
@@ -81,13 +82,17 @@ def test_a_local_store_is_absolute_and_a_url_as_it_was_given(monkeypatch, tmp_pa
         (["v4", "--resume"], "v4", ["v4", "--resume", NEWEST]),
         (["--resume", "v4"], "v4", ["--resume", NEWEST, "v4"]),
         (["--resume", "--seed", "1"], "phantom-tiny", ["--resume", NEWEST, "--seed", "1"]),
-        (["v4", "--resume", "v4-2026"], "v4", ["v4", "--resume", "v4-2026"]),
         (["--help"], "phantom-tiny", ["--help"]),
     ],
     ids=" ".join,
 )
 def test_a_bare_resume_means_the_newest_run_and_no_recipe_the_phantom(words, recipe, completed):
     assert arguments(words) == (Pretrain.of(RECIPES[recipe]), completed)
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed():
+    with pytest.raises(ValueError, match=r"run 'v4-2026' is not in .*; there are: none"):
+        arguments(["v4", "--resume", "v4-2026"])
 
 
 def test_a_preset_is_what_the_clusters_options_are_where_they_are_not_given(monkeypatch):
@@ -381,9 +386,7 @@ def test_an_unfinished_run_of_the_same_settings_is_mentioned_when_a_new_one_star
     assert (first.code, second.code) == (1, 1)
     name = first.out.split("run ")[1].split(":")[0]
     assert f"failed; once the cause is gone, go on with: {pretrain.PROGRAM} --resume {name}" in first.out
-    assert (
-        f"run {name} of the same settings isn't finished (failed); `--resume {name}` goes on with it" in second.out
-    )
+    assert f"run {name} of the same settings isn't finished (failed); `--resume {name}` goes on with it" in second.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
