@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
-from cluster.shards import load_whole_state, shape_of, whole, whole_state
+from cluster.shards import ZeroOptimiser, load_whole_state, shape_of, step_parameters_themselves, whole, whole_state
 from cluster.zero3 import ShardedStep
 from data.batch import Batch
 from foundation.config import OptimConfig, Recipe
@@ -83,22 +83,30 @@ class DeepSpeedEngine:
         self._bucket = bucket
         # On CPUs DeepSpeed would compile an all-reduce in C++ first, which only its inference calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.device = torch.device(deepspeed.get_accelerator().current_device_name())
         if cluster.recompute:
             recompute_blocks(model, early_stop=self._stage < 3)
-        step = TrainingStep(model, recipe.loss, autocast=autocast_dtype(cluster.precision, self.device))
+        kind = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
+        step = TrainingStep(model, recipe.loss, autocast=autocast_dtype(cluster.precision, kind))
         wrapped = ShardedStep(step) if self._stage == 3 else step
         self._optimiser = build_optimiser(model, recipe.optim)  # DeepSpeed steps it, whole or sharded, by its groups
-        self._engine, self._zero, *_ = deepspeed.initialize(
+        if self._stage > 0:
+            # What a rank steps lies in few long tensors; unless fused, AdamW works with several more of that length.
+            for group in self._optimiser.param_groups:
+                group["fused"] = True
+        self._engine, zero, *_ = deepspeed.initialize(
             model=wrapped,
             optimizer=self._optimiser,
             config=zero_settings(cluster, recipe.optim, world=self.world, bucket=bucket, persistent=persistent),
             dist_init_required=False,
         )
+        self.device = torch.device(str(self._engine.device))
+        self._zero = zero if isinstance(zero, ZeroOptimiser) else None
+        if self._zero is not None and not cluster.offload:
+            step_parameters_themselves(self._zero)
         if isinstance(wrapped, ShardedStep):
             wrapped.joined()
         # Without ZeRO it would flatten all gradients into one more copy; `step` reduces them by buckets.
-        self._engine.enable_backward_allreduce = self._stage > 0
+        self._engine.enable_backward_allreduce = self._zero is not None
 
     def forward(self, batch: Batch, *, stage: Stage | None = None) -> Losses:
         """Return the objective of a part of this rank's share, in training."""
@@ -114,9 +122,11 @@ class DeepSpeedEngine:
     def step(self, *, lr: float, stage: Stage | None = None) -> float:
         """Clip and update, unless the gradient isn't finite; return its norm before clipping."""
         set_rates(self._optimiser.param_groups, lr, stage)
-        if self._stage > 0:
+        if self._zero is not None:
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+            norm = self._engine.get_global_grad_norm()
+            assert norm is not None
+            return float(norm)
         self._engine.allreduce_gradients(bucket_size=self._bucket)
         norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
         if math.isfinite(norm):
@@ -149,29 +159,30 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor] | None:
         """Return the model's state, whole and on the CPU; on ranks but the first, None."""
+        tensors = self.model.state_dict(keep_vars=True)
+        if self._stage < 3:
+            return {name: tensor.detach().cpu() for name, tensor in tensors.items()} if self.rank == 0 else None
         state = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if self._stage == 3 and isinstance(tensor, nn.Parameter):
-                state[name] = self._whole_parameter(tensor)
-            else:
-                state[name] = tensor.detach().cpu()
+        for name, tensor in tensors.items():
+            found = self._whole_parameter(tensor) if isinstance(tensor, nn.Parameter) else tensor.cpu()
+            if found is not None:
+                state[name] = found
         return state if self.rank == 0 else None
 
-    def _whole_parameter(self, parameter: nn.Parameter) -> Tensor:
+    def _whole_parameter(self, parameter: nn.Parameter) -> Tensor | None:
         part: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
-        start = self.rank * len(part)
-        shape = shape_of(parameter)
+        start, shape = self.rank * len(part), shape_of(parameter)
         return whole(shape, part[: max(0, shape.numel() - start)], start, self.device)
 
     def optimiser_state(self) -> dict[str, Tensor] | None:
         """Return the optimiser's state by the parameters' names; on ranks but the first, None."""
-        if self._stage > 0:
+        if self._zero is not None:
             return whole_state(self.model, self._zero, self.device)
         return named_state(self.model, self._optimiser) if self.rank == 0 else None
 
     def load_optimiser_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state, whichever engine and however many ranks gave it."""
-        if self._stage > 0:
+        if self._zero is not None:
             load_whole_state(self.model, self._zero, state)
         else:
             load_named_state(self.model, self._optimiser, state)

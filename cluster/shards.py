@@ -39,7 +39,8 @@ def optimiser_shard(optimiser: ZeroOptimiser, parameter: nn.Parameter) -> Shard 
         group, offset, size = optimiser.grad_position[optimiser.get_param_id(parameter)]
         start = dist.get_rank() * size
         n = min(size, shape_of(parameter).numel() - start)  # the last part may be padded
-        return Shard(flat=optimiser.fp32_partitioned_groups_flat[group], offset=offset, start=start, n=n) if n > 0 else None
+        flat = optimiser.fp32_partitioned_groups_flat[group]
+        return Shard(flat=flat, offset=offset, start=start, n=n) if n > 0 else None
     mapping = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
     if mapping is None:
         return None
@@ -48,13 +49,30 @@ def optimiser_shard(optimiser: ZeroOptimiser, parameter: nn.Parameter) -> Shard 
     return Shard(flat=flat, offset=here.start, start=there.start, n=here.numel)
 
 
-def whole(shape: torch.Size, part: Tensor | None, start: int, device: torch.device) -> Tensor:
-    """Return a tensor out of all ranks' parts, on the CPU; on ranks but the first its contents mean nothing."""
+@torch.no_grad()
+def step_parameters_themselves(optimiser: ZeroOptimiser) -> None:
+    """Let the optimiser step a rank's part of the parameters in place, and not a copy of it.
+
+    DeepSpeed keeps the copy for parameters in half precision; ours are in single precision, as is the copy.
+    """
+    if isinstance(optimiser, DeepSpeedZeroOptimizer_Stage3):
+        for copy, part in zip(
+            optimiser.fp32_partitioned_groups_flat, optimiser.fp16_partitioned_groups_flat, strict=True
+        ):
+            copy.data = part.data
+        return
+    for i, copy in enumerate(optimiser.single_partition_of_fp32_groups):
+        copy.data = optimiser.parallel_partitioned_bit16_groups[i][dist.get_rank()].data
+    optimiser._link_all_hp_params()  # which point into the copies
+
+
+def whole(shape: torch.Size, part: Tensor | None, start: int, device: torch.device) -> Tensor | None:
+    """Return a tensor out of all ranks' parts, on the CPU of the first rank."""
     flat = torch.zeros(shape.numel(), device=device)
     if part is not None:
         flat[start : start + len(part)] = part
     dist.reduce(flat, 0)  # parts don't overlap: the sum is exact
-    return flat.view(shape).cpu()
+    return flat.view(shape).cpu() if dist.get_rank() == 0 else None
 
 
 def whole_state(model: nn.Module, optimiser: ZeroOptimiser, device: torch.device) -> dict[str, Tensor] | None:
@@ -68,7 +86,7 @@ def whole_state(model: nn.Module, optimiser: ZeroOptimiser, device: torch.device
             if shard is not None:
                 part = optimiser.optimizer.state[shard.flat][moment][shard.offset : shard.offset + shard.n]
             found = whole(shape_of(parameter), part, shard.start if shard else 0, device)
-            if dist.get_rank() == 0:
+            if found is not None:
                 state[f"{name}.{moment}"] = found
     return state if dist.get_rank() == 0 else None
 
@@ -82,7 +100,7 @@ def load_whole_state(model: nn.Module, optimiser: ZeroOptimiser, state: Mapping[
         return
     for flat in _flats(optimiser):
         moments = {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
-        optimiser.optimizer.state[flat] = {STEP: torch.tensor(float(n_updates))} | moments
+        optimiser.optimizer.state[flat] = {STEP: torch.tensor(float(n_updates), device=flat.device)} | moments
     for name, parameter in named.items():
         shard = optimiser_shard(optimiser, parameter)
         if shard is None:

@@ -1,11 +1,14 @@
 """What ZeRO 3 has to be shown of the model, so that a parameter is whole only while something reads it.
 
 DeepSpeed gathers a module's own parameters before the module runs, forward and backward, and lets them go after; it
-knows when from the tensors that go in and come out. Our model's files know nothing of it, so three things are told here:
+knows when from the tensors that go in and come out. The model's files know nothing of it; three things are told here:
 
 - an adapter's methods are called, not the adapter: each becomes a module of its own, a `Reader` of what it reads;
 - what is read elsewhere than in the module that owns it is named (`_READ_ELSEWHERE`);
 - DeepSpeed finds tensors in dicts and not in dataclasses, which are opened before its hooks and closed after them.
+
+What a module reads that no gradient goes on from (fields, projections of tokens, the alignment) is let go at the end of
+the backward pass; a factorised readout's maps, which their module hands out as they are, at the step's end.
 """
 
 import dataclasses
@@ -29,7 +32,9 @@ _READS = {
 }
 """What an adapter's methods read: parameters, and modules of parameters."""
 _READ_ELSEWHERE = {
-    Mamba2: ("conv1d.weight", "conv1d.bias"),
+    # A block reads its convolution's weights itself. Those of its other parts stay with it to its end: where a block is
+    # computed again in the backward pass, a part's hooks would let go of what the backward pass is about to read.
+    Mamba2: ("conv1d.weight", "conv1d.bias", "in_proj.weight", "norm.weight", "out_proj.weight"),
     EncodingModel: ("vae.value", "vae.holistic_logit"),
 }
 _CLASS = "class"
@@ -94,7 +99,9 @@ class ShardedStep(nn.Module):
 def _split(adapter: Adapter, subject: str) -> Iterator[Reader]:
     """Route the adapter's methods through readers, and yield those."""
     if adapter.lora is not None:
-        raise ValueError(f"{subject!r} has low-rank updates, which can't train under ZeRO 3; use --cluster.zero-stage 2")
+        raise ValueError(
+            f"{subject!r} has low-rank updates, which can't train under ZeRO 3; use --cluster.zero-stage 2"
+        )
     left = dict(adapter.named_parameters())
     for name, read in _READS.items():
         of_method = {key: value for key, value in adapter.named_parameters() if key.split(".")[0] in read}

@@ -50,7 +50,7 @@ class Adapter(nn.Module):
     def __init__(self, parcel: Int64[Tensor, " voxel"], side: int, linear: LinearShape, config: BackboneConfig) -> None:
         super().__init__()
         n_voxel, n_roi, width = len(parcel), int(parcel.max()) + 1, config.width
-        self.config = config
+        self.config, self.n_roi = config, n_roi
         self.register_buffer("parcel", parcel.clone())
         self.register_buffer("target_weight", 1 / torch.bincount(parcel)[parcel].float())
         if "cls" in config.streams:
@@ -82,11 +82,6 @@ class Adapter(nn.Module):
     def n_voxel(self) -> int:
         """Number of voxels."""
         return len(self.parcel)
-
-    @property
-    def n_roi(self) -> int:
-        """Number of ROIs."""
-        return len(self.roi_embedding)
 
     @property
     def n_numbers(self) -> int:

@@ -81,7 +81,9 @@ class MambaVae(nn.Module):
         visual = self.visual(summary)
         tokens = torch.cat([torch.zeros_like(visual)[:, None], roi_tokens], dim=1)
         first = real.int().argmax(1)
-        tokens = tokens.scatter(1, first[:, None, None].expand(-1, 1, tokens.shape[-1]), visual[:, None])
+        tokens = tokens.scatter(
+            1, first[:, None, None].expand(-1, 1, tokens.shape[-1]), visual[:, None].to(tokens.dtype)
+        )
         places = torch.arange(tokens.shape[1], device=real.device)
         mask = places >= first[:, None]
         mu = log_variance = summary.new_zeros(len(summary), 0)

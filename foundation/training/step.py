@@ -45,8 +45,7 @@ class TrainingStep(nn.Module):
         responses = {name: part.responses for name, part in batch.parts.items()}
         with torch.autocast(batch.cls.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.cls, batch.patch, rows, sample=True, hold_stage1=stage == "stage2")
-        output = output if self.autocast is None else output.float()
-        losses = objective(self.model, output, responses, self.config, stage=stage, image=batch.image)
+        losses = objective(self.model, _widened(output), responses, self.config, stage=stage, image=batch.image)
         return losses.total, losses.terms
 
 
