@@ -1,7 +1,7 @@
 """Where and how a run computes. It is no part of the recipe: the same run may be moved to another cluster."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from foundation.config import ComputeConfig
 
@@ -16,7 +16,8 @@ class ClusterConfig(ComputeConfig):
     """Named settings, which those given beside it override: laptop (two workers on the CPU), one-node-8gpu,
     multi-node (16 workers with a GPU each, wherever the cluster has them)."""
     engine: Literal["ray", "local"] = "ray"
-    """ray: Ray Train and DeepSpeed; local: the same loop in this process."""
+    """ray: Ray Train and DeepSpeed; local: the same loop in this process, on the GPU if there is one, for which only
+    precision, accumulate and recompute count."""
     workers: int = 2
     """Workers, each with its share of every batch."""
     cpus_per_worker: float = 1.0
@@ -49,8 +50,20 @@ class ClusterConfig(ComputeConfig):
             raise ValueError(
                 "--cluster.offload needs --cluster.zero-stage 1, 2 or 3: stage 0 shards nothing to offload"
             )
-        if self.engine == "local" and self.workers != 1:
-            object.__setattr__(self, "workers", 1)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a run keeps of its settings: all but the cluster's address, which may be another tomorrow."""
+        return asdict(replace(self, address=None))
+
+
+def check_batch(batch_size: int, cluster: ClusterConfig) -> None:
+    """Raise ValueError where a batch can't be shared out evenly."""
+    workers = cluster.workers if cluster.engine == "ray" else 1
+    if batch_size % (workers * cluster.accumulate):
+        raise ValueError(
+            f"batch size {batch_size} is not a multiple of {workers} workers with {cluster.accumulate} parts each; "
+            "change --cluster.workers or --cluster.accumulate, or in a new run --optim.batch-size"
+        )
 
 
 PRESETS = {

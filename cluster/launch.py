@@ -6,8 +6,8 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.config import ClusterConfig
 from data.home import VARIABLE, home
-from foundation.checkpoint import write_json
+from foundation.checkpoint import StorageError, write_json
 from foundation.config import Recipe
 from foundation.model.encoding_model import EncodingModel
-from foundation.training.checkpoints import newest_checkpoint
+from foundation.training.checkpoints import newest_step
 from foundation.training.course import start_run, train_run
 from foundation.training.engine import Engine
 from foundation.training.reporter import Reporter, follow
@@ -100,16 +100,27 @@ def _worker(setting: dict[str, Any]) -> None:
     def make_engine(model: EncodingModel, recipe: Recipe) -> Engine:
         return DeepSpeedEngine(model, recipe, told.cluster)
 
-    try:
-        if context.get_world_rank() != 0:
+    if context.get_world_rank() != 0:
+        with _refusing(plan):
             train_run(plan, make_engine, lambda metrics, step: None)
-            return
-        with closing(Reporter(TrackedRun(plan.tracking_run, plan.tracking_uri), plan.directory)) as reporter:
-            status = train_run(plan, make_engine, reporter, tell=reporter.tell)
-    except (ValueError, OSError) as error:  # with a message for people: it wouldn't go better another time
-        write_json(plan.directory / REFUSAL, str(error))
-        raise
+        return
+    with (
+        closing(Reporter(TrackedRun(plan.tracking_run, plan.tracking_uri), plan.directory)) as reporter,
+        _refusing(plan),
+    ):
+        status = train_run(plan, make_engine, reporter, tell=reporter.tell)
     describe_run(plan.directory, status=status)
+
+
+@contextmanager
+def _refusing(plan: Plan) -> Iterator[None]:
+    """Leave the message of an error that wouldn't go better another time, for whoever waits."""
+    try:
+        yield
+    except (ValueError, StorageError, FileNotFoundError, PermissionError) as error:
+        with suppress(OSError):
+            write_json(plan.directory / REFUSAL, str(error))
+        raise
 
 
 def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
@@ -125,11 +136,12 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
     """
     connect(cluster)
     _check_room(cluster)
+    describe_run(plan.directory, cluster=cluster.kept())
     start_run(plan)  # here, so that workers find it and don't write it side by side
     refusal = plan.directory / REFUSAL
     refusal.unlink(missing_ok=True)
     with follow(plan.directory) as told:
-        n_failures, newest = 0, newest_checkpoint(plan.directory)
+        n_failures, newest = 0, newest_step(plan.directory)
         while (error := _fit_once(plan, cluster, told)) is not None:
             told()
             if refusal.exists():
@@ -137,17 +149,21 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
             if not isinstance(error, (TrainingFailedError, RayError)):
                 raise error
             what = _what_happened(error)
-            reached = newest_checkpoint(plan.directory)
-            n_failures = 1 if reached != newest else n_failures + 1
+            reached = newest_step(plan.directory)
+            n_failures = 1 if reached > newest else n_failures + 1
             newest = reached
             if n_failures > cluster.retries:
                 again = f", {n_failures} times in a row" if n_failures > 1 else ""
                 raise ValueError(f"{what}{again}; --resume goes on from the last checkpoint") from error
-            where = newest.name if newest else "the start"
-            print(f"{what}; training goes on from {where} (attempt {n_failures} of {cluster.retries})", flush=True)
+            if (plan.directory / "stop").exists():
+                print(f"{what}; not started again, for a stop was asked for", flush=True)
+                describe_run(plan.directory, status="interrupted")
+                return
+            again = f"attempt {n_failures} of {cluster.retries}"
+            print(f"{what}; training goes on from step {newest} ({again})", flush=True)
 
 
-def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> Exception | None:
+def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> BaseException | None:
     """Have workers train, and return what went wrong."""
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     environment[VARIABLE] = str(home())
@@ -171,7 +187,7 @@ def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> E
     )
     # Ray installs its own Ctrl-C, which drops the workers at once, unless fit() is called outside the main thread; ours
     # lets them write a checkpoint first. A daemon, so that a second Ctrl-C needn't wait for it.
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
     fitting = threading.Thread(target=_fit, args=(trainer, errors), daemon=True)
     fitting.start()
     while fitting.is_alive():
@@ -180,11 +196,11 @@ def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> E
     return errors[0] if errors else None
 
 
-def _fit(trainer: TorchTrainer, errors: list[Exception]) -> None:
+def _fit(trainer: TorchTrainer, errors: list[BaseException]) -> None:
     """Fit, and leave what went wrong in `errors` for the thread that waits."""
     try:
         trainer.fit()
-    except Exception as error:  # noqa: BLE001  (raised again by the caller)
+    except BaseException as error:  # noqa: BLE001  (raised again by the caller)
         errors.append(error)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from foundation.checkpoint import built, parsed_description, read_description, standing
+from foundation.checkpoint import built, parsed_description, read_description, save_tensors, standing
 from foundation.model.encoding_model import EncodingModel
 
 METADATA = "manybrains"
@@ -35,12 +35,14 @@ def write_bundle(directory: Path, out: Path) -> dict[str, Any]:
         If the directory holds no whole model.
     """
     description = read_description(directory)
+    if description["kind"] != "model":
+        raise ValueError(f"{directory} holds an adapter only; name a run, or the directory of a whole model")
     weights = standing(directory) / "model.safetensors"
     description |= {"weights": _tensors_digest(weights)}
     temporary = out.with_name(f".{out.name}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(load_file(weights), temporary, metadata={METADATA: json.dumps(description)})
+        save_tensors(load_file(weights), temporary, metadata={METADATA: json.dumps(description)})
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,24 @@ FORMAT_VERSION = 2
 _KEYS = {"format_version", "kind", "token_shape", "backbone", "subjects", "made_from", "weights"}
 
 
+class StorageError(OSError):
+    """Something can't be written, say for want of space."""
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises
+    ------
+    StorageError
+        If it can't be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} can't be written: {error}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name and rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -52,12 +70,24 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    for made in (*temporary.rglob("*"), temporary):
+        _sync(made)
     replaced = replaced_by_new(path)
     if path.exists():  # else what a killed writer moved aside is all there is, and stays until the new one is in place
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     temporary.rename(path)
+    _sync(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file or directory to its disk, so that it outlives the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replaced_by_new(path: Path) -> Path:
@@ -85,12 +115,18 @@ def save_model(
     ----------
     made_from : lineage, as JSON; kept in ``model.json``.
     state : the model's state, where its own parameters aren't whole; default: its own.
+
+    Raises
+    ------
+    StorageError
+        If it can't be written.
     """
     state = model.state_dict() if state is None else state
     if only is not None:
         model.adapter(only)
         state = {key: value for key, value in state.items() if key.startswith(_prefix(only))}
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, directory / "model.safetensors")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_tensors(tensors, directory / "model.safetensors")
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -167,6 +167,9 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 1 at least")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be above 0")
         if self.explosion is not None and self.explosion <= 1:
             raise ValueError(f"optim.explosion is {self.explosion}; it must be above 1, or None")
         if self.stage1_share is not None and not 0 < self.stage1_share < 1:
@@ -246,14 +249,23 @@ class Recipe:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "Recipe":
-        """Return the recipe that `to_json` and JSON turned into `plain`; settings that are newer have their default."""
-        parts: dict[str, Any] = {
-            "data": DataConfig(**_tuples(plain["data"])),
-            "backbone": backbone_config(plain["backbone"]),
-            "loss": LossConfig(**plain["loss"]),
-            "optim": OptimConfig(**plain["optim"]),
-        }
-        return cls(**(plain | parts))
+        """Return the recipe that `to_json` and JSON turned into `plain`; settings that are newer have their default.
+
+        Raises
+        ------
+        ValueError
+            If it has settings that we don't know.
+        """
+        try:
+            parts: dict[str, Any] = {
+                "data": DataConfig(**_tuples(plain["data"])),
+                "backbone": backbone_config(plain["backbone"]),
+                "loss": LossConfig(**plain["loss"]),
+                "optim": OptimConfig(**plain["optim"]),
+            }
+            return cls(**(plain | parts))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a recipe of another version of manybrains: {error}") from error
 
 
 def _tuples(plain: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +12,18 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import arg
 
-from cluster.config import PRESETS, ClusterConfig
+from cluster.config import PRESETS, ClusterConfig, check_batch
 from data.command_line import CommonOptions, Session, begin, run
 from data.preprocess import n_sessions_of
 from data.splits import split_of
 from foundation.checkpoint import load_model
-from foundation.config import ComputeConfig, Recipe
+from foundation.config import Recipe
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.score import merge_scores
 from foundation.evaluation.table import print_scores
 from foundation.recipe_options import NEWEST, Opened, RecipeOptions, Words, opened
 from foundation.tracking.registry import aliases, register
-from foundation.tracking.runs import TrackedRun, TrackingError, tracking_uri
+from foundation.tracking.runs import TrackedRun, TrackingError
 from foundation.tracking.scores import log_scores
 from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
@@ -59,16 +59,17 @@ class Pretrain(RecipeOptions):
     session: CommonOptions = Session()
 
 
-def train_here(plan: Plan, tracked: TrackedRun, compute: ComputeConfig) -> None:
+def train_here(plan: Plan, tracked: TrackedRun, cluster: ClusterConfig) -> None:
     """Train in this process."""
     set_threads(1)
+    describe_run(plan.directory, cluster=cluster.kept())
     with follow(plan.directory) as told, closing(Reporter(tracked, plan.directory)) as reporter:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             reporter(metrics, step)
             told()
 
-        status = train_run(plan, partial(LocalEngine, compute=compute), log, tell=reporter.tell)
+        status = train_run(plan, partial(LocalEngine, compute=cluster), log, tell=reporter.tell)
     describe_run(plan.directory, status=status)
 
 
@@ -77,6 +78,7 @@ def pretrain(command: Pretrain) -> None:
     begin(command.session)
     console = Console(soft_wrap=True)
     recipe = command.resolved()
+    check_batch(recipe.optim.batch_size, command.cluster)
     data = opened(recipe, tell=console.print)
     directory, tracked = _open_run(command, recipe, data, console)
     subjects, engine = ", ".join(data.subjects), command.cluster.engine
@@ -108,22 +110,28 @@ def _carry_out(plan: Plan, command: Pretrain, tracked: TrackedRun, data: Opened,
                 connect(command.cluster)  # first: Ray then sets a SIGTERM handler of its own, which raises SystemExit
                 with stop_file_on_signal(directory):
                     train_on_ray(plan, command.cluster)
-            if describe_run(directory)["status"] == "interrupted":
+            if describe_run(directory)["status"] != "trained":
                 raise KeyboardInterrupt
             finish_run(plan, tell=console.print)
             _score_and_register(plan, data, tracked, console)
     except (KeyboardInterrupt, SystemExit):
-        describe_run(directory, status="interrupted")
+        _note(directory, "interrupted")
         console.print(f"interrupted; go on with: {_resume_command(command, directory)}")
         _end(tracked, "KILLED", console)
         sys.exit(130)
     except BaseException:
-        describe_run(directory, status="failed")
+        _note(directory, "failed")
         console.print(f"failed; once the cause is gone, go on with: {_resume_command(command, directory)}")
         _end(tracked, "FAILED", console)
         raise
     describe_run(directory, status="finished")
     _end(tracked, "FINISHED", console)
+
+
+def _note(directory: Path, status: str) -> None:
+    """Write how a run ended; where that can't be written, what ended it matters more."""
+    with suppress(OSError):
+        describe_run(directory, status=status)
 
 
 def _resume_command(command: Pretrain, directory: Path) -> str:
@@ -142,7 +150,6 @@ def _end(tracked: TrackedRun, status: str, console: Console) -> None:
 
 def _open_run(command: Pretrain, recipe: Recipe, data: Opened, console: Console) -> tuple[Path, TrackedRun]:
     """Return the run's directory and its run in MLflow: a new one, or the one to resume."""
-    cluster = asdict(command.cluster)
     if command.resume is not None:
         name = None if command.resume == NEWEST else command.resume
         directory = run_to_resume(recipe, data.digest, name=name)
@@ -150,7 +157,7 @@ def _open_run(command: Pretrain, recipe: Recipe, data: Opened, console: Console)
             known = describe_run(directory)
             tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
             tracked.reopen()
-            describe_run(directory, status="running", cluster=cluster)
+            describe_run(directory, status="running")
         return directory, tracked
     for other in unfinished_runs(recipe, data.digest)[:1]:
         status = describe_run(other)["status"]
@@ -175,7 +182,7 @@ def _open_run(command: Pretrain, recipe: Recipe, data: Opened, console: Console)
         created=time.time(),
         data_digest=data.digest,
         recipe=recipe.to_json(),
-        cluster=cluster,
+        cluster=command.cluster.kept(),
         store=data.where,
         tracking_run=tracked.id,
         tracking_uri=tracked.uri,
@@ -210,8 +217,8 @@ def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: 
     name = recipe.name if recipe.data.store is None else store.name
     registered = register(name, tracked, "backbone", kind="backbone", tags=lineage)
     tracked.tag({"backbone": registered.label})
-    alias = aliases(registered)[0]
-    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracking_uri()}")
+    alias = aliases(registered, uri=tracked.uri)[0]
+    console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracked.uri}")
     unseen = [name for name in store.subjects if name not in names and store.subject(name).session is not None]
     if unseen:
         subject = "subj05" if "subj05" in unseen else unseen[0]
@@ -235,8 +242,11 @@ def arguments(args: Sequence[str]) -> tuple[Pretrain, list[str]]:
     if words.resumed is None:
         return Pretrain.of(words.recipe(), cluster=preset or ClusterConfig()), words.args
     described = describe_run(run_named(words.resumed))
-    cluster = preset or ClusterConfig(**described["cluster"])
-    return Pretrain.of(Recipe.from_json(described["recipe"]), cluster=cluster), words.args
+    try:
+        cluster = preset or ClusterConfig(**described["cluster"])
+        return Pretrain.of(Recipe.from_json(described["recipe"]), cluster=cluster), words.args
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"run {words.resumed!r} can't be read by this version ({error}); start a new run") from error
 
 
 def main() -> None:

@@ -88,15 +88,20 @@ def _open_sweep(command: Sweep, recipe: Recipe, data: Opened) -> tuple[Path, Tra
             name=None if command.resume == NEWEST else command.resume,
             n_trials=command.trials,
         )
-        known = describe_run(directory)
-        tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
-        tracked.reopen()
-        describe_run(directory, status="running", trials=command.trials or known["trials"])
+        with held(directory):
+            known = describe_run(directory)
+            tracked = TrackedRun(known["tracking_run"], known["tracking_uri"])
+            tracked.reopen()
+            describe_run(directory, status="running", trials=command.trials or known["trials"])
         return directory, tracked
     directory = new_sweep(recipe)
     config = recipe.to_json() | {"space": dict(word.split("=", 1) for word in command.space)}
     tags = {"recipe": recipe.name, "store": data.where, "subjects": " ".join(recipe.data.subjects)}
-    tracked = TrackedRun.start(directory.name, kind="sweep", config=config, tags=tags)
+    try:
+        tracked = TrackedRun.start(directory.name, kind="sweep", config=config, tags=tags)
+    except TrackingError:
+        directory.rmdir()
+        raise
     describe_run(
         directory,
         status="running",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from foundation.config import BackboneConfig
@@ -294,4 +295,6 @@ class EncodingModel(nn.Module):
         real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
         padded = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence(real, batch_first=True, padding_side="left")
+        more = max(of_subject.shape[1] for of_subject in tokens.values()) - padded.shape[1]  # of a subject without rows
+        padded, mask = F.pad(padded, (0, 0, more, 0)), F.pad(mask, (more, 0))
         return self.vae(streams.summary, streams.patch, padded, mask, sample=sample, generator=generator)

@@ -74,9 +74,9 @@ def _may_lead(mlflow: MlflowClient, new: Registered) -> bool:
     return not (same and scores[1] < scores[0])
 
 
-def aliases(model: Registered) -> list[str]:
-    """Return the aliases that point to a version."""
-    found = client().get_registered_model(model.name)
+def aliases(model: Registered, *, uri: str | None = None) -> list[str]:
+    """Return the aliases that point to a version, on the server at `uri` (default: ours)."""
+    found = client(uri).get_registered_model(model.name)
     return sorted(alias for alias, version in found.aliases.items() if int(version) == model.version)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by MLflow's defaults, a call to a server that is down
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # takes minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by MLflow's defaults, a call to a server that is down
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")  # takes minutes
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -84,8 +84,8 @@ def answering(uri: str) -> Iterator[None]:
             raise
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrackingError(
-            f"the tracking server {uri} doesn't do what it is asked: {first_line[:300]}; start it, or set "
-            "MLFLOW_TRACKING_URI to another"
+            f"the tracking server {uri} doesn't do what it is asked: {first_line[:300]}; start it (a new "
+            "run may name another by MLFLOW_TRACKING_URI)"
         ) from error
 
 
@@ -121,12 +121,20 @@ class TrackedRun:
         """Log metrics of a step; those that are undefined (NaN) are left out."""
         self.log_steps([(step, metrics)])
 
-    def log_steps(self, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Log metrics of several steps."""
-        now = int(time.time() * 1000)
+    def log_steps(
+        self, steps: Sequence[tuple[int, Mapping[str, float]]], *, times_ms: Sequence[int] | None = None
+    ) -> None:
+        """Log metrics of several steps.
+
+        Parameters
+        ----------
+        times_ms : when each step was, in milliseconds since 1970; MLflow takes the same point twice for one, so what a
+            server took without saying so may be sent again. Default: now.
+        """
+        times_ms = times_ms or [int(time.time() * 1000)] * len(steps)
         entries = [
-            Metric(key, float(value), now, step)
-            for step, metrics in steps
+            Metric(key, float(value), at_ms, step)
+            for (step, metrics), at_ms in zip(steps, times_ms, strict=True)
             for key, value in metrics.items()
             if value == value
         ]

@@ -1,7 +1,8 @@
 """When a step is bad, and what is done about it: skip, or stop (`OptimConfig.bad_step`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,8 @@ def what_is_bad(loss: float, recent: Sequence[float], config: OptimConfig) -> st
     return None
 
 
-def refuse(what: str, step: int, n_in_a_row: int, config: OptimConfig, newest: str) -> None:
-    """Raise where bad steps end the run.
+def refuse(what: str, step: int, n_in_a_row: int, config: OptimConfig, *, newest: Callable[[], Path | None]) -> None:
+    """Raise where bad steps end the run; `newest` is asked for the checkpoint to name.
 
     Raises
     ------
@@ -35,8 +36,9 @@ def refuse(what: str, step: int, n_in_a_row: int, config: OptimConfig, newest: s
     """
     if config.bad_step == "skip" and n_in_a_row < MOST_IN_A_ROW:
         return
+    found = newest()
     times = f", the {n_in_a_row}th bad step in a row" if n_in_a_row > 1 else ""
     raise ValueError(
         f"step {step}: {what}{times}; start a run with --optim.lr below {config.lr:g}, or look at that step's "
-        f"data (the newest whole checkpoint: {newest})"
+        f"data (the newest whole checkpoint: {found.name if found else 'none yet'})"
     )

@@ -5,7 +5,7 @@
     checkpoints/step-0000050/
         model.safetensors, model.json    the model (foundation.checkpoint)
         optimiser.safetensors            AdamW's state by the parameters' names (optimiser_state)
-        training.json                    format, version, progress, digest of optimiser.safetensors
+        training.json                    format, version, progress; digests of it and of the other files
 
 Whichever engine, ZeRO stage and number of workers wrote one, any other goes on from it.
 """
@@ -17,16 +17,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from data.schema import json_digest
 from foundation.checkpoint import (
+    StorageError,
     file_digest,
     new_directory,
     read_description,
     replaced_by_new,
     save_model,
+    save_tensors,
     standing,
     write_json,
 )
@@ -35,7 +37,12 @@ from foundation.model.encoding_model import EncodingModel
 FORMAT = "manybrains-checkpoint"
 FORMAT_VERSION = 1
 _TRAINING, _OPTIMISER = "training.json", "optimiser.safetensors"
+_FILES = ("model.json", _OPTIMISER)  # model.json has the digest of the weights
 Tell = Callable[[str], None]
+
+
+class NewerFormatError(ValueError):
+    """A later version wrote it: not damaged, but not to be passed over either."""
 
 
 @dataclass(kw_only=True)
@@ -65,25 +72,26 @@ def write_checkpoint(
 
     Raises
     ------
-    OSError
+    StorageError
         If it can't be written, say for want of space: the message names the checkpoint that the run would go on from.
     """
     final = run / "checkpoints" / f"step-{progress.step:07d}"
     try:
         with new_directory(final) as directory:
             save_model(model, directory, made_from=made_from, state=weights)
-            save_file(dict(optimiser), directory / _OPTIMISER)
+            save_tensors(optimiser, directory / _OPTIMISER)
             described = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "progress": asdict(progress),
-                "optimiser": file_digest(directory / _OPTIMISER),
+                "progress_digest": json_digest(asdict(progress)),
+                "files": {name: file_digest(directory / name) for name in _FILES},
             }
             write_json(directory / _TRAINING, described)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         newest = newest_checkpoint(run)
         left = f"the newest whole one is {newest.name}" if newest else "there is no older one"
-        raise OSError(
+        raise StorageError(
             f"the checkpoint of step {progress.step} can't be written to {final.parent} ({error}); {left}: make room, "
             "then go on with --resume"
         ) from error
@@ -107,12 +115,22 @@ def read_progress(checkpoint: Path) -> Progress:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't describe a checkpoint")
     version = described.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(f"{checkpoint} has checkpoint format {version}; this manybrains reads up to {FORMAT_VERSION}")
-    state = checkpoint / _OPTIMISER
-    if not state.exists() or file_digest(state) != described["optimiser"]:
-        raise ValueError(f"{state} is damaged or missing: its digest isn't the one in {_TRAINING}")
-    return Progress(**described["progress"])
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{checkpoint} has checkpoint format {version}; this manybrains reads up to {FORMAT_VERSION}: update it"
+        )
+    try:
+        progress = Progress(**described["progress"])
+        digests = {name: described["files"][name] for name in _FILES}
+        whole = json_digest(asdict(progress)) == described["progress_digest"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not whole:
+        raise ValueError(f"{path} is damaged: what it says isn't what its digest is of")
+    for name, digest in digests.items():
+        if not (checkpoint / name).exists() or file_digest(checkpoint / name) != digest:
+            raise ValueError(f"{checkpoint / name} is damaged or missing: its digest isn't the one in {_TRAINING}")
+    return progress
 
 
 def read_optimiser_state(checkpoint: Path) -> dict[str, Tensor]:
@@ -129,10 +147,18 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, *, tell: Tell = lambda text: None) -> Path | None:
-    """Return the newest checkpoint that is whole; a damaged one is passed over, and `tell` is told."""
+    """Return the newest checkpoint that is whole; a damaged one is passed over, and `tell` is told.
+
+    Raises
+    ------
+    NewerFormatError
+        If a later version wrote one.
+    """
     for path in reversed(checkpoints(run)):
         try:
             read_progress(path)
+        except NewerFormatError:
+            raise
         except (ValueError, OSError) as error:
             tell(f"passing over a damaged checkpoint: {error}")
             continue
@@ -140,8 +166,16 @@ def newest_checkpoint(run: Path, *, tell: Tell = lambda text: None) -> Path | No
     return None
 
 
-def prune_checkpoints(run: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for path in checkpoints(run)[:-keep]:
+def newest_step(run: Path) -> int:
+    """Return the step of the newest whole checkpoint, 0 if there is none."""
+    found = newest_checkpoint(run)
+    return 0 if found is None else read_progress(found).step
+
+
+def prune_checkpoints(run: Path, newest: Path, *, keep: int) -> None:
+    """Remove all but `keep` checkpoints, of which `newest` is the last; later ones were damaged and passed over."""
+    found = checkpoints(run)
+    last = found.index(newest) + 1
+    for path in found[: max(0, last - keep)] + found[last:]:
         shutil.rmtree(replaced_by_new(path), ignore_errors=True)  # else it would stand for `path` from then on
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # what can't be removed now is tried again with the next one

@@ -11,6 +11,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from data.parcels import Parcels, make_parcels, parse_parcels
 from data.preprocess import Preprocessing, Samples, samples
 from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
-from foundation.checkpoint import load_adapter, load_model, new_directory, save_model, standing
+from foundation.checkpoint import load_adapter, load_model, new_directory, read_description, save_model, standing
 from foundation.closed_form.finish import finish_adapter
 from foundation.closed_form.linear_start import linear_start
 from foundation.closed_form.roi_weights import weights_of_subject
@@ -196,6 +197,10 @@ def train_run(
         progress = read_progress(checkpoint)
         engine.load_optimiser_state(read_optimiser_state(checkpoint))
         tell(f"going on from step {progress.step}")
+    if engine.any(engine.mean([float(progress.step)]) != [float(progress.step)]):
+        raise RuntimeError("workers found different checkpoints: not all of them see the same files yet")
+    if engine.any(not _best_is_of(plan.directory / "best", progress)):
+        progress.best_score = progress.best_step = None
     course = Course(
         recipe=recipe,
         tokens=material.tokens,
@@ -208,6 +213,20 @@ def train_run(
     with profiler as after_step:
         stop = (plan.directory / "stop").exists
         return train(engine, course, progress, log=log, tell=tell, stop=stop, after_step=after_step or (lambda: None))
+
+
+def _best_is_of(directory: Path, progress: Progress) -> bool:
+    """Return whether ``best/`` is what a run's progress says; not so if it came after the checkpoint, or is damaged.
+
+    It then comes again, and is written again.
+    """
+    if progress.best_step is None:
+        return True
+    try:
+        made_from = read_description(directory)["made_from"]
+    except ValueError:
+        return False
+    return (made_from["step"], made_from["validation_voxel_r"]) == (progress.best_step, progress.best_score)
 
 
 def finish_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:

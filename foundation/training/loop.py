@@ -125,6 +125,8 @@ def _step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
     engine, progress, config, watch = run.engine, run.progress, run.course.recipe.optim, run.watch
     step, parts = progress.step, engine.accumulate
     stage, rate = stage_at(step, run.n_steps, config), learning_rate(step, run.n_steps, config)
+    if step and stage != stage_at(step - 1, run.n_steps, config):
+        progress.losses = []  # another objective, with other usual losses
     sums: dict[str, float] = {}
     means: dict[str, float] = {}
     bad = None
@@ -164,8 +166,7 @@ def _take_note(run: _Run, step: int, loss: float, bad: str | None) -> None:
         return
     progress.n_skipped += 1
     progress.n_skipped_in_a_row += 1
-    newest = newest_checkpoint(run.course.directory)
-    refuse(bad, step, progress.n_skipped_in_a_row, config, newest.name if newest else "none yet")
+    refuse(bad, step, progress.n_skipped_in_a_row, config, newest=lambda: newest_checkpoint(run.course.directory))
     run.tell(f"step {step} is skipped: {bad}")
 
 
@@ -174,7 +175,7 @@ def _validate(run: _Run) -> dict[str, float]:
     engine, course, progress = run.engine, run.course, run.progress
     with run.watch.phase("validation"):
         scores = validation_scores(engine.model, course.tokens, course.validation, engine=engine)
-    score = scores["validation/voxel_r"]
+    (score,) = engine.mean([scores["validation/voxel_r"]])  # ranks on unlike processors must decide alike
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step
         weights = engine.weights()
@@ -200,7 +201,7 @@ def _save(run: _Run) -> None:
     with run.watch.phase("checkpoint"):
         weights, optimiser = engine.weights(), engine.optimiser_state()
         if weights is not None and optimiser is not None:
-            write_checkpoint(
+            written = write_checkpoint(
                 course.directory,
                 run.progress,
                 engine.model,
@@ -208,7 +209,7 @@ def _save(run: _Run) -> None:
                 optimiser=optimiser,
                 made_from=course.made_from,
             )
-            prune_checkpoints(course.directory, keep=course.recipe.keep_checkpoints)
+            prune_checkpoints(course.directory, written, keep=course.recipe.keep_checkpoints)
         engine.barrier()
 
 

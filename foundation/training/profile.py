@@ -21,7 +21,11 @@ def profiled(directory: Path, *, tell: Tell) -> Iterator[Callable[[], None]]:
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
 
+    n_steps = 0
+
     def write(of: profile) -> None:
+        if n_steps < WAIT + WARMUP + ACTIVE:  # the profiler's end, not the end of its steps
+            return
         directory.mkdir(parents=True, exist_ok=True)
         of.export_chrome_trace(str(directory / "trace.json"))
         by_time = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -30,8 +34,6 @@ def profiled(directory: Path, *, tell: Tell) -> Iterator[Callable[[], None]]:
         tell(f"profile of {ACTIVE} steps: {directory}/trace.json, operators.txt")
 
     steps = schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1)
-    n_steps = 0
-
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as tracer:
 
         def after_step() -> None:

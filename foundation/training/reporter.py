@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from foundation.checkpoint import write_json
 from foundation.tracking.runs import TrackedRun, TrackingError
@@ -22,24 +23,27 @@ FLUSH_S = 5.0
 """Seconds between batches of metrics."""
 LINE_S = 30.0
 """Seconds between lines for people, besides those with each validation."""
-PATIENCE_S = 60.0
-"""Seconds for which the end of training waits for a server that doesn't answer."""
+PATIENCE_S = 30.0
+"""Seconds for which the end of training waits for a server that doesn't answer, besides a call that is under way."""
 _LINES, _METRICS, _SENT = "progress.log", "metrics.jsonl", "sent.json"
 
 Step = tuple[int, dict[str, float]]
 
 
 class Reporter:
-    """Writes lines and tracks one run; to be closed when training is over, however it ends."""
+    """Writes lines and tracks one run; to be closed when training is over, however it ends.
+
+    What can't be written, say to a full disk, is left out: the checkpoint that can't be either says so.
+    """
 
     def __init__(self, run: TrackedRun, directory: Path) -> None:
         self._run, self._directory = run, directory
         self._lock, self._closing = threading.Lock(), threading.Event()
         _mend(directory / _METRICS)
-        sent, known = directory / _SENT, read_metrics(directory)
+        sent, known = directory / _SENT, _read(directory)
         n_sent = json.loads(sent.read_text())["step"] if sent.exists() else 0
-        self._waiting = [(step, metrics) for step, metrics in known if step > n_sent]
-        self._known = max([n_sent, *(step for step, _ in known)])
+        self._waiting = [entry for entry in known if entry["step"] > n_sent]
+        self._known = max([n_sent, *(entry["step"] for entry in known)])
         self._down = False
         self._told = time.monotonic()
         self._sender = threading.Thread(target=self._send_on, name="tracking", daemon=True)
@@ -48,10 +52,11 @@ class Reporter:
     def __call__(self, metrics: Mapping[str, float], step: int) -> None:
         """Take note of a step's metrics; those of a step that is trained over, after a kill, are known already."""
         if step > self._known:
-            with open(self._directory / _METRICS, "a") as file:
-                file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
+            entry = {"step": step, "time_ms": int(time.time() * 1000), "metrics": dict(metrics)}
+            with contextlib.suppress(OSError), open(self._directory / _METRICS, "a") as file:
+                file.write(json.dumps(entry) + "\n")
             with self._lock:
-                self._waiting.append((step, dict(metrics)))
+                self._waiting.append(entry)
             self._known = step
         if "validation/voxel_r" in metrics or ("train/images_per_s" in metrics and self._due()):
             self._told = time.monotonic()
@@ -62,7 +67,7 @@ class Reporter:
 
     def tell(self, text: str) -> None:
         """Say something to people."""
-        with open(self._directory / _LINES, "a") as file:
+        with contextlib.suppress(OSError), open(self._directory / _LINES, "a") as file:
             file.write(text + "\n")
 
     def _send_on(self) -> None:
@@ -76,7 +81,8 @@ class Reporter:
         if not batch:
             return True
         try:
-            self._run.log_steps(batch)
+            steps = [(entry["step"], entry["metrics"]) for entry in batch]
+            self._run.log_steps(steps, times_ms=[entry["time_ms"] for entry in batch])
         except TrackingError as error:
             if not self._down:
                 self.tell(f"the tracking server doesn't take metrics ({error}); training goes on, they are kept")
@@ -87,14 +93,15 @@ class Reporter:
         self._down = False
         with self._lock:
             self._waiting = self._waiting[len(batch) :]
-        write_json(self._directory / _SENT, {"step": batch[-1][0]})
+        with contextlib.suppress(OSError):  # else they are sent again, as the same points
+            write_json(self._directory / _SENT, {"step": batch[-1]["step"]})
         return True
 
     def close(self) -> None:
-        """Send what waits, for a minute at most where the server doesn't answer; keep what it doesn't take."""
+        """Send what waits, for half a minute at most where the server doesn't answer; keep what it doesn't take."""
         self._closing.set()
-        self._sender.join()
         until = time.monotonic() + PATIENCE_S
+        self._sender.join()
         while not (sent := self._send()) and time.monotonic() < until:
             time.sleep(FLUSH_S)
         if not sent:
@@ -104,10 +111,13 @@ class Reporter:
 
 def read_metrics(directory: Path) -> list[Step]:
     """Return the metrics of a run's steps; a last line that is cut off, or being written, is left out."""
+    return [(entry["step"], entry["metrics"]) for entry in _read(directory)]
+
+
+def _read(directory: Path) -> list[dict[str, Any]]:
     path = directory / _METRICS
     text = path.read_text() if path.exists() else ""
-    entries = [json.loads(entry) for entry in text[: text.rfind("\n") + 1].splitlines()]
-    return [(entry.pop("step"), entry) for entry in entries]
+    return [json.loads(entry) for entry in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _mend(path: Path) -> None:

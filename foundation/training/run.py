@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import subprocess
@@ -18,6 +19,8 @@ from data.home import home
 from foundation.checkpoint import write_json
 from foundation.config import Recipe, differences
 from foundation.training.memory import keep_freed_memory
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +67,11 @@ def unfinished_runs(recipe: Recipe, data_digest: str) -> list[Path]:
     found = []
     for path in runs_dir().glob("*/run.json"):
         described = describe_run(path.parent)
-        same = described.get("data_digest") == data_digest and Recipe.from_json(described["recipe"]) == recipe
-        if same and described["status"] != "finished":
-            found.append(path.parent)
+        if described.get("data_digest") != data_digest or described["status"] == "finished":
+            continue
+        with contextlib.suppress(ValueError):  # another version's, with settings that we don't know
+            if Recipe.from_json(described["recipe"]) == recipe:
+                found.append(path.parent)
     return sorted(found, key=lambda run: describe_run(run)["created"], reverse=True)
 
 
@@ -129,10 +134,12 @@ def held(directory: Path) -> Iterator[None]:
     with open(directory / "lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(
                 f"run {directory.name} is being trained by another process; stop that one first, or start a new run"
             ) from error
+        except OSError as error:
+            _LOG.warning("%s can't be locked (%s): see to it that no two processes train it", directory, error)
         yield
 
 

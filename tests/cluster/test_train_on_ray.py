@@ -82,7 +82,7 @@ def test_a_run_moves_between_stages_numbers_of_workers_and_engines_and_ends_as_i
     whole, moved = tracked_plan(recipe), tracked_plan(recipe)
     train_here(whole)
     for until, cluster in ((3, ClusterConfig(workers=2, zero_stage=2)), (20, ClusterConfig(workers=1, zero_stage=3))):
-        stopper = threading.Thread(target=stop_at, args=(moved, until))
+        stopper = threading.Thread(target=stop_at, args=(moved, until), daemon=True)
         stopper.start()
         train_on_ray(moved, cluster)
         stopper.join()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from foundation import convert
 from foundation.bundle import METADATA, load_bundle, write_bundle
-from foundation.checkpoint import load_model
+from foundation.checkpoint import load_model, save_model
 from foundation.config import Recipe
 from foundation.training.checkpoints import newest_checkpoint
 from foundation.training.course import finish_run, train_run
@@ -70,6 +70,15 @@ def test_the_file_is_the_model_that_is_asked_for_and_trains_on_in_the_local_engi
     torch.testing.assert_close(load_file(out), load_file(source / "model.safetensors"), equal_nan=True)
     assert LocalEngine(model, recipe).weights().keys() == model.state_dict().keys()
     assert [path.name for path in out.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_an_adapter_alone_is_refused(trained, tmp_path):
+    model, _ = load_model(trained / "best")
+    (tmp_path / "adapter").mkdir()
+    save_model(model, tmp_path / "adapter", made_from={}, only="subj01")
+    with pytest.raises(ValueError, match="holds an adapter only; name a run"):
+        write_bundle(tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_path_of_a_checkpoint_will_do(trained, home, monkeypatch, tmp_path):

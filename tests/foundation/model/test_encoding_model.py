@@ -87,6 +87,19 @@ def test_a_mixed_batch_gives_each_subject_what_it_gets_alone(model):
         torch.testing.assert_close(mixed.mu[rows], alone.mu, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("absent", PARCELS)
+def test_whoever_is_absent_the_others_get_what_they_would(model, absent):
+    """Also where the one with the most ROIs is, to whose number the others are padded."""
+    cls, patch = tokens()
+    present = [name for name in PARCELS if name != absent]
+    rows = {absent: slice(0, 0), present[0]: slice(0, 3), present[1]: slice(3, 8)}
+    mixed = model(cls, patch, rows)
+    assert mixed.subjects[absent].voxel.shape == (0, len(PARCELS[absent]))
+    for name in present:
+        alone = model.predict(cls[rows[name]], patch[rows[name]], name)
+        torch.testing.assert_close(mixed.subjects[name].voxel, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_of_a_subject_do_not_depend_on_who_shares_the_batch(model):
     cls, patch = tokens()
     adapter = model.adapter("subj02")

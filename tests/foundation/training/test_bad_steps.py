@@ -1,11 +1,17 @@
 """What makes a step bad, and what is done about it."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from foundation.config import OptimConfig
 from foundation.training.bad_steps import FEWEST, refuse, what_is_bad
+
+
+def never() -> Path | None:
+    raise AssertionError("looked for a checkpoint")
+
 
 USUAL = [1.0, 1.2, 0.9, 1.1] * 5
 
@@ -24,7 +30,10 @@ def test_a_loss_has_exploded_above_a_multiple_of_the_usual_one_once_that_is_know
 
 
 def test_a_policy_to_stop_refuses_the_first_and_a_policy_to_skip_the_tenth_in_a_row():
-    refuse("bad", 5, 9, OptimConfig(), "none yet")
-    for n, policy, said in ((1, "stop", "step 5: bad; start"), (10, "skip", "the 10th bad step in a row")):
+    refuse("bad", 5, 9, OptimConfig(), newest=never)
+    for n, policy, said in (
+        (1, "stop", "step 5: bad; start .*step-0000003"),
+        (10, "skip", "the 10th bad step in a row"),
+    ):
         with pytest.raises(ValueError, match=said):
-            refuse("bad", 5, n, OptimConfig(bad_step=policy), "none yet")
+            refuse("bad", 5, n, OptimConfig(bad_step=policy), newest=lambda: Path("step-0000003"))

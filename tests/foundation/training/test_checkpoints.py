@@ -4,10 +4,12 @@ import json
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.batch import Batch, Part
 from foundation.checkpoint import FORMAT_VERSION as MODEL_FORMAT
 from foundation.checkpoint import load_model
 from foundation.config import Recipe
@@ -57,7 +59,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "a digit", "gone"])
 @pytest.mark.parametrize("damaged", FILES)
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path, damaged, damage):
     assert newest_checkpoint(tmp_path) is None
@@ -66,10 +68,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path, damaged,
     whole = (newer / damaged).read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    if damage == "gone":
-        (newer / damaged).unlink()
-    else:
-        (newer / damaged).write_bytes(whole[:-3] if damage == "cut" else flipped)
+    at = next(i for i, byte in enumerate(whole) if chr(byte) in "23456789" and i > middle)
+    digit = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]  # JSON stays JSON
+    (newer / damaged).unlink()
+    if damage != "gone":
+        (newer / damaged).write_bytes({"cut": whole[:-3], "flipped": flipped, "a digit": digit}[damage])
     lines = []
     assert newest_checkpoint(tmp_path, tell=lines.append) == older
     (line,) = lines
@@ -88,8 +91,9 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_number(tmp_path):
     path = checkpoint(tmp_path, 1) / "training.json"
     described = json.loads(path.read_text())
     path.write_text(json.dumps(described | {"format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(ValueError, match=f"checkpoint format {FORMAT_VERSION + 1}; .* up to {FORMAT_VERSION}"):
-        read_progress(path.parent)
+    for read in (lambda: read_progress(path.parent), lambda: newest_checkpoint(tmp_path)):
+        with pytest.raises(ValueError, match=f"checkpoint format {FORMAT_VERSION + 1}; .* up to {FORMAT_VERSION}"):
+            read()
 
 
 @pytest.mark.parametrize("at", range(len(SWAP)))
@@ -106,19 +110,28 @@ def test_a_checkpoint_whose_replacement_was_killed_is_still_one_and_pruned_in_it
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert read_progress(newest).step == 10
-    prune_checkpoints(tmp_path, keep=1)
+    prune_checkpoints(tmp_path, newest, keep=1)
     assert checkpoints(tmp_path) == [newest]
     last = checkpoint(tmp_path, 20)
-    prune_checkpoints(tmp_path, keep=1)
+    prune_checkpoints(tmp_path, last, keep=1)
     assert checkpoints(tmp_path) == [last]
 
 
 def test_pruning_keeps_the_newest(tmp_path):
     made = [checkpoint(tmp_path, step) for step in (5, 10, 99, 1000)]
-    prune_checkpoints(tmp_path, keep=2)
+    prune_checkpoints(tmp_path, made[-1], keep=2)
     assert [path.exists() for path in made] == [False, False, True, True]
-    prune_checkpoints(tmp_path, keep=3)
+    prune_checkpoints(tmp_path, made[-1], keep=3)
     assert [path.exists() for path in made] == [False, False, True, True]
+
+
+def test_pruning_removes_what_was_passed_over_and_never_what_was_just_written(tmp_path):
+    damaged = [checkpoint(tmp_path, step) for step in (8, 9)]
+    for path in damaged:
+        (path / "training.json").unlink()
+    written = checkpoint(tmp_path, 3)
+    prune_checkpoints(tmp_path, written, keep=1)
+    assert checkpoints(tmp_path) == [written] == [newest_checkpoint(tmp_path)]
 
 
 def test_a_disk_without_room_loses_no_older_checkpoint_and_says_which_is_the_newest(tmp_path):
@@ -144,7 +157,15 @@ def test_a_checkpoint_of_each_format_is_read_predicts_as_it_did_and_trains_on(pa
     assert read_progress(path).step == 5
     engine = LocalEngine(of, Recipe.from_json(made_from["recipe"]), device=torch.device("cpu"))
     engine.load_optimiser_state(read_optimiser_state(path))
-    assert engine.optimiser_state()["step"] == 5
+    before = engine.weights()[f"adapters.{SUBJECT}.voxel_component"].clone()
+    cls, patch = tokens()
+    parts = {name: Part(rows=slice(0, 0), responses=torch.zeros(0, of.adapter(name).n_voxel)) for name in of.subjects}
+    parts[SUBJECT] = Part(rows=slice(0, 2), responses=torch.ones(2, of.adapter(SUBJECT).n_voxel))
+    batch = Batch(cls=cls, patch=patch, image=torch.arange(2), parts=parts)
+    engine.backward(engine.forward(batch).total, last=True)
+    assert np.isfinite(engine.step(lr=0.01))
+    assert engine.optimiser_state()["step"] == 6
+    assert not torch.equal(engine.weights()[f"adapters.{SUBJECT}.voxel_component"], before)
 
 
 def test_the_present_format_is_among_those_that_are_kept():

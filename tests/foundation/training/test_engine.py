@@ -114,7 +114,6 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_nothing_behind(f
 
 def test_parts_of_a_step_give_the_mean_of_their_gradients():
     one, other = engine(compute=ComputeConfig(accumulate=2)), engine()
-    one.model.eval()
     parts = [batch(0), batch(1)]
     for last, part in enumerate(parts):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from data.preprocess import Samples, samples
 from data.splits import split_of
 from data.store import PooledStore
-from foundation.checkpoint import load_model
+from foundation.checkpoint import StorageError, load_model
 from foundation.config import ComputeConfig, Recipe
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.training.checkpoints import checkpoints, newest_checkpoint
@@ -150,6 +151,71 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tiny_store, tmp_path, s
     assert min(told.metrics) == max(stops) + 1
     assert_same(whole[0], tmp_path)
     assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_stages_one_after_the_other_are_resumed_as_they_would_have_gone_on(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store)
+    recipe = replace(recipe, optim=replace(recipe.optim, stage1_share=0.5))
+    run_once(recipe, tmp_path / "whole")
+    for step in (8, 13):
+        run_once(recipe, tmp_path / "resumed", stop_at=(step,))
+    run_once(recipe, tmp_path / "resumed")
+    assert_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_losses_of_one_stage_say_nothing_of_the_next_ones(tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store, epochs=8)
+    recipe = replace(recipe, loss=replace(recipe.loss, pearson=0.0, roi=1e-3))  # Stage 2's is a thousand times higher
+    recipe = replace(recipe, optim=replace(recipe.optim, stage1_share=0.5))
+    lines = []
+    assert train_run(plan(recipe, tmp_path), LocalEngine, Told(tmp_path), tell=lines.append) == "trained"
+    assert lines == []
+
+
+def test_all_checkpoints_damaged_the_run_begins_anew_and_keeps_what_it_then_writes(whole, tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store, keep_checkpoints=1)
+    run_once(recipe, tmp_path, stop_at=(9,))
+    for path in checkpoints(tmp_path):
+        (path / "model.safetensors").unlink()
+    run_once(recipe, tmp_path, stop_at=(4,))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-0000004"
+    run_once(recipe, tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_a_best_model_of_after_the_checkpoint_is_not_taken_for_that_of_before(whole, tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store, checkpoint_every=7)
+    told = Told(tmp_path, die_at=(13,))  # the best so far is of step 10, the newest checkpoint of step 7
+    with pytest.raises(KeyboardInterrupt):
+        train_run(plan(recipe, tmp_path), LocalEngine, told)
+    made_from = json.loads((tmp_path / "best" / "model.json").read_text())
+    made_from["made_from"]["validation_voxel_r"] = 2.0  # as if those steps had gone another way
+    (tmp_path / "best" / "model.json").write_text(json.dumps(made_from))
+    run_once(recipe, tmp_path)
+    progress = result(tmp_path)[-1]
+    assert load_model(tmp_path / "best")[1]["step"] == progress["best_step"]
+    torch.testing.assert_close(result(tmp_path)[1], result(whole[0])[1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_disk_that_fills_up_while_training_stops_it_with_the_step_to_go_on_from(whole, tiny_store, tmp_path):
+    recipe = tiny_recipe(tiny_store)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Told):
+        def __call__(self, metrics, step):
+            super().__call__(metrics, step)
+            if step == 8:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # the kernel refuses, as on a full disk
+
+    try:
+        with pytest.raises(StorageError, match=r"step 9 can't be written .*; the newest whole one is step-0000006"):
+            train_run(plan(recipe, tmp_path), LocalEngine, Filling(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run_once(recipe, tmp_path)
+    assert_same(whole[0], tmp_path)
 
 
 @pytest.mark.slow

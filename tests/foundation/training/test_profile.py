@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from foundation.training.profile import ACTIVE, WAIT, WARMUP, profiled
@@ -20,8 +21,11 @@ def test_ten_steps_are_traced_after_the_first_ones(tmp_path):
     assert lines == [f"profile of {ACTIVE} steps: {tmp_path}/profile/trace.json, operators.txt"]
 
 
-def test_a_run_too_short_to_trace_says_so(tmp_path):
+@pytest.mark.parametrize("n_steps", [1, WAIT + WARMUP + 2])
+def test_a_run_too_short_to_trace_says_so(tmp_path, n_steps):
     lines = []
     with profiled(tmp_path / "profile", tell=lines.append) as after_step:
-        after_step()
+        for _ in range(n_steps):
+            after_step()
     assert lines == [f"too few steps for a profile: it needs {WAIT + WARMUP + ACTIVE}"]
+    assert not (tmp_path / "profile").exists()
