@@ -28,8 +28,8 @@ from foundation.model.encoding_model import EncodingModel
 from foundation.tracking.registry import Registered, aliases, find_backbone, register
 from foundation.tracking.runs import TrackedRun, tracking_uri
 from foundation.tracking.scores import log_scores
-from foundation.training.validation import validation_scores
 from foundation.training.run import code_version
+from foundation.training.validation import validation_scores
 
 PROGRAM = "adapt"
 
