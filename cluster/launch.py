@@ -182,7 +182,7 @@ def _fit_once(plan: Plan, cluster: ClusterConfig, told: Callable[[], None]) -> B
         run_config=RunConfig(
             name=plan.directory.name,
             storage_path=str(home() / "ray"),
-            failure_config=FailureConfig(controller_failure_limit=cluster.retries),  # workers that don't even start
+            failure_config=FailureConfig(controller_failure_limit=0),  # workers that don't even start: we try again
         ),
     )
     # Ray installs its own Ctrl-C, which drops the workers at once, unless fit() is called outside the main thread; ours

@@ -38,8 +38,6 @@ def stop_file_on_signal(directory: Path) -> Iterator[None]:
             "stopping after this step; a checkpoint is written (once more to stop at once)", file=sys.stderr, flush=True
         )
 
-    try:
-        with on_signal(request):
-            yield
-    finally:
-        stop.unlink(missing_ok=True)
+    with on_signal(request):
+        yield
+    stop.unlink(missing_ok=True)  # but not after an error: workers that are still there shall stop
