@@ -61,8 +61,8 @@ def check_batch(batch_size: int, cluster: ClusterConfig) -> None:
     workers = cluster.workers if cluster.engine == "ray" else 1
     if batch_size % (workers * cluster.accumulate):
         raise ValueError(
-            f"batch size {batch_size} is not a multiple of {workers} workers with {cluster.accumulate} parts each; "
-            "change --cluster.workers or --cluster.accumulate, or in a new run --optim.batch-size"
+            f"batch size {batch_size} can't be shared out evenly: it is not a multiple of {workers} workers x "
+            f"{cluster.accumulate}; change --optim.batch-size, --cluster.workers or --cluster.accumulate"
         )
 
 

@@ -135,7 +135,7 @@ def train_on_ray(plan: Plan, cluster: ClusterConfig) -> None:
         If a worker refused (its message, in one line), or died or hung `retries` times without a new checkpoint.
     """
     connect(cluster)
-    _check_room(cluster)
+    check_room(cluster)
     describe_run(plan.directory, cluster=cluster.kept())
     start_run(plan)  # here, so that workers find it and don't write it side by side
     refusal = plan.directory / REFUSAL
@@ -223,7 +223,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _check_room(cluster: ClusterConfig) -> None:
+def check_room(cluster: ClusterConfig) -> None:
     """Raise ValueError where the cluster could never place the workers: waiting for it would look like work."""
     have = ray.cluster_resources()
     for resource, each in _resources(cluster).items():

@@ -6,6 +6,7 @@ Nothing in it is executable. The tensors' bytes are held by a digest in the desc
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ def write_bundle(directory: Path, out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_tensors(load_file(weights), temporary, metadata={METADATA: json.dumps(description)})
+        temporary.chmod(0o666 & ~_umask())  # safetensors' own files are for their owner alone
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     return description
+
+
+def _umask() -> int:
+    """Return this process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def load_bundle(path: Path) -> tuple[EncodingModel, dict[str, Any]]:

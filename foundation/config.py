@@ -289,5 +289,5 @@ def _differences(mine: dict[str, Any], other: dict[str, Any], prefix: str = "") 
         if isinstance(value, dict):
             found += _differences(value, other[key], f"{prefix}{key}.")
         elif value != other[key]:
-            found.append(f"{prefix}{key} {value!r} for {other[key]!r}")
+            found.append(f"{prefix}{key} {value!r} for the run's {other[key]!r}")
     return found

@@ -1,6 +1,7 @@
 """``python -m foundation.convert RUN --out FILE``: a run's model as one safetensors file, whichever engine trained it.
 
-`foundation.bundle.load_bundle` makes the model of it again; the same tensors load with `safetensors` alone.
+``model, made_from = foundation.bundle.load_bundle(Path("FILE"))`` makes the model of it again; the same tensors load
+with `safetensors` alone.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ def convert(command: Convert) -> None:
     begin(command.session)
     console = Console(soft_wrap=True)
     directory = _directory(command, console)
+    if command.out.suffix != ".safetensors":
+        raise ValueError(f"--out {command.out} must end in .safetensors, which is what is written")
+    if command.out.exists() and not command.out.is_dir():
+        raise ValueError(f"--out {command.out} exists already; name another file, or remove it")
     if command.out.is_dir():
         raise ValueError(
             f"--out {command.out} is a directory; name a file, such as {command.out / 'model.safetensors'}"

@@ -30,8 +30,10 @@ from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
 from foundation.training.run import (
     Plan,
+    check_settings,
     describe_run,
     held,
+    is_held,
     new_run,
     run_named,
     run_to_resume,
@@ -41,6 +43,7 @@ from foundation.training.run import (
 from foundation.training.signals import interrupt_on_signal, stop_file_on_signal
 
 PROGRAM = "python -m foundation.pretrain"
+_ENDED = {"running": "its process is gone"}
 N_SAMPLES = 20
 """Single trials that are drawn for each test image, to score the model as a distribution."""
 
@@ -51,7 +54,7 @@ class Pretrain(RecipeOptions):
 
     resume: Annotated[str | None, arg(metavar="[RUN]")] = None
     """Continue a run, with its own recipe, options, store and cluster settings (the last may be changed); without a
-    name, the newest unfinished one of the recipe, options and data that are given."""
+    name, the newest unfinished one of the recipe, options and data that are given, on the cluster settings given."""
     cluster: ClusterConfig = ClusterConfig()
     """Where and how it computes."""
     profile: bool = False
@@ -79,6 +82,10 @@ def pretrain(command: Pretrain) -> None:
     console = Console(soft_wrap=True)
     recipe = command.resolved()
     check_batch(recipe.optim.batch_size, command.cluster)
+    if command.resume not in (None, NEWEST):
+        check_settings(run_named(command.resume), recipe)
+    if command.cluster.engine == "ray":
+        _join(command.cluster)
     data = opened(recipe, tell=console.print)
     directory, tracked = _open_run(command, recipe, data, console)
     subjects, engine = ", ".join(data.subjects), command.cluster.engine
@@ -95,6 +102,15 @@ def pretrain(command: Pretrain) -> None:
         _carry_out(plan, command, tracked, data, console)
 
 
+def _join(cluster: ClusterConfig) -> None:
+    """Join or start the Ray cluster, before anything is made that it may have no room for."""
+    from cluster.launch import check_room, connect
+
+    with interrupt_on_signal():
+        connect(cluster)
+        check_room(cluster)
+
+
 def _carry_out(plan: Plan, command: Pretrain, tracked: TrackedRun, data: Opened, console: Console) -> None:
     """Start, train, finish, score and register; however it ends, the run and its run in MLflow say so."""
     directory = plan.directory
@@ -105,9 +121,8 @@ def _carry_out(plan: Plan, command: Pretrain, tracked: TrackedRun, data: Opened,
                 with stop_file_on_signal(directory):
                     train_here(plan, tracked, command.cluster)
             else:
-                from cluster.launch import connect, train_on_ray
+                from cluster.launch import train_on_ray
 
-                connect(command.cluster)  # first: Ray then sets a SIGTERM handler of its own, which raises SystemExit
                 with stop_file_on_signal(directory):
                     train_on_ray(plan, command.cluster)
             if describe_run(directory)["status"] != "trained":
@@ -121,7 +136,8 @@ def _carry_out(plan: Plan, command: Pretrain, tracked: TrackedRun, data: Opened,
         sys.exit(130)
     except BaseException:
         _note(directory, "failed")
-        console.print(f"failed; once the cause is gone, go on with: {_resume_command(command, directory)}")
+        again = _resume_command(command, directory)
+        console.print(f"failed; once the cause is gone, go on with: {again} (options of --cluster may be added)")
         _end(tracked, "FAILED", console)
         raise
     describe_run(directory, status="finished")
@@ -160,9 +176,10 @@ def _open_run(command: Pretrain, recipe: Recipe, data: Opened, console: Console)
             describe_run(directory, status="running")
         return directory, tracked
     for other in unfinished_runs(recipe, data.digest)[:1]:
-        status = describe_run(other)["status"]
+        status = str(describe_run(other)["status"])
+        state = "trained by another process" if is_held(other) else "not finished: " + _ENDED.get(status, status)
         console.print(
-            f"run {other.name} of the same settings isn't finished ({status}); `--resume {other.name}` goes on with it"
+            f"a new run; {other.name} of the same settings is {state} (`--resume {other.name}` goes on with it)"
         )
     tags = {
         "recipe": recipe.name,
@@ -192,6 +209,7 @@ def _open_run(command: Pretrain, recipe: Recipe, data: Opened, console: Console)
 
 def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: Console) -> None:
     """Score the finished model beside ridge, print and log the table, register the backbone."""
+    console.print("trained; now the scores: samples for each test image, and ridge beside the model")
     recipe, final, store, names = plan.recipe, plan.directory / FINAL, data.store, data.subjects
     model, made_from = load_model(final)
     tokens, split = store.tokens(recipe.data.encoder), split_of(store)

@@ -90,6 +90,15 @@ def run_named(name: str) -> Path:
     return path
 
 
+def check_settings(run: Path, recipe: Recipe) -> None:
+    """Raise ValueError where a run has another recipe than the one given."""
+    if different := differences(recipe, Recipe.from_json(describe_run(run)["recipe"])):
+        raise ValueError(
+            f"run {run.name!r} has other settings than those given: {'; '.join(different)}; leave them out, and the "
+            "run's own are taken"
+        )
+
+
 def run_to_resume(recipe: Recipe, data_digest: str, *, name: str | None) -> Path:
     """Return the run called `name`, or the newest unfinished one of the same recipe and data.
 
@@ -109,12 +118,8 @@ def run_to_resume(recipe: Recipe, data_digest: str, *, name: str | None) -> Path
     path = run_named(name)
     described = describe_run(path)
     if described["status"] == "finished":
-        raise ValueError(f"run {name!r} is finished; there is nothing to resume")
-    if different := differences(recipe, Recipe.from_json(described["recipe"])):
-        raise ValueError(
-            f"run {name!r} has other settings than those given: {'; '.join(different)}; leave them out, and the run's "
-            "own are taken"
-        )
+        raise ValueError(f"run {name!r} is finished; there is nothing to resume, and it can't be made longer")
+    check_settings(path, recipe)
     if described["data_digest"] != data_digest:
         raise ValueError(
             f"the data that run {name!r} was made with have changed since in {described['store']}; start a new run"
@@ -141,6 +146,15 @@ def held(directory: Path) -> Iterator[None]:
         except OSError as error:
             _LOG.warning("%s can't be locked (%s): see to it that no two processes train it", directory, error)
         yield
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether another process trains a run."""
+    try:
+        with held(directory):
+            return False
+    except ValueError:
+        return True
 
 
 def code_version() -> str:

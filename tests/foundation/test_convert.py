@@ -70,6 +70,8 @@ def test_the_file_is_the_model_that_is_asked_for_and_trains_on_in_the_local_engi
     torch.testing.assert_close(load_file(out), load_file(source / "model.safetensors"), equal_nan=True)
     assert LocalEngine(model, recipe).weights().keys() == model.state_dict().keys()
     assert [path.name for path in out.parent.iterdir()] == ["model.safetensors"]
+    (out.parent / "plain").touch()
+    assert out.stat().st_mode == (out.parent / "plain").stat().st_mode
 
 
 def test_an_adapter_alone_is_refused(trained, tmp_path):
@@ -101,9 +103,17 @@ def test_a_run_that_is_not_there_and_a_model_that_is_not_yet_are_one_line(
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
-    assert call(monkeypatch, trained.name, "--out", str(tmp_path)) == 1
-    assert "is a directory; name a file" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "dir.safetensors").mkdir()
+    (tmp_path / "there.safetensors").write_text("mine")
+    for out, said in (
+        ("dir.safetensors", "is a directory; name a file"),
+        ("there.safetensors", "exists already; name another file"),
+        ("model.pt", "must end in .safetensors"),
+    ):
+        assert call(monkeypatch, trained.name, "--out", str(tmp_path / out)) == 1
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dir.safetensors", "there.safetensors"]
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
 
 
 def truncated(path: Path) -> None:

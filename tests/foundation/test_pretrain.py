@@ -357,7 +357,9 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     )
     other = call(pretrain.main, "--resume", run.info.run_name, "--optim.lr", "0.5")
     assert other.code == 1
-    assert f"run '{run.info.run_name}' has other settings than those given: optim.lr 0.5 for 0.002" in other.err
+    assert (
+        f"run '{run.info.run_name}' has other settings than those given: optim.lr 0.5 for the run's 0.002" in other.err
+    )
     resumed = call(pretrain.main, "--resume", run.info.run_name)  # with its own settings, the engine included
     assert (resumed.code, resumed.err) == (0, "")
     assert "going on from step 5" in resumed.out
@@ -386,7 +388,7 @@ def test_an_unfinished_run_of_the_same_settings_is_mentioned_when_a_new_one_star
     assert (first.code, second.code) == (1, 1)
     name = first.out.split("run ")[1].split(":")[0]
     assert f"failed; once the cause is gone, go on with: {pretrain.PROGRAM} --resume {name}" in first.out
-    assert f"run {name} of the same settings isn't finished (failed); `--resume {name}` goes on with it" in second.out
+    assert f"a new run; {name} of the same settings is not finished: failed (`--resume {name}` goes on" in second.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

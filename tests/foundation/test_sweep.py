@@ -242,7 +242,9 @@ def test_a_sweep_is_resumed_where_something_is_left_or_to_be_added(two_trials):
 def test_a_sweep_is_not_resumed_with_other_settings_data_or_fewer_trials(two_trials):
     name = two_trials.name
     recipe = recipe_named("phantom-tiny")
-    with pytest.raises(ValueError, match=r"has other settings than those given: optim\.lr 0\.5 for 0\.002; leave them"):
+    with pytest.raises(
+        ValueError, match=r"has other settings than those given: optim\.lr 0\.5 for the run's 0\.002; leave them"
+    ):
         resume(replace(recipe, optim=replace(recipe.optim, lr=0.5)), name=name)
     with pytest.raises(ValueError, match=r"has other settings than those given: --space optim\.lr=log:1e-3:1e-1"):
         resume(space=SPACE[:1], name=name)

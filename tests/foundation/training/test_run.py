@@ -89,11 +89,11 @@ def test_a_named_run_is_resumed_if_it_is_unfinished_and_of_the_same_data():
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (replace(RECIPE, seed=1), "seed 1 for 0"),
-        (replace(RECIPE, optim=replace(RECIPE.optim, lr=1e-4)), "optim.lr 0.0001 for 0.01"),
+        (replace(RECIPE, seed=1), "seed 1 for the run's 0"),
+        (replace(RECIPE, optim=replace(RECIPE.optim, lr=1e-4)), "optim.lr 0.0001 for the run's 0.01"),
         (
             replace(RECIPE, backbone=replace(RECIPE.backbone, scan_orders=("raster",), width=16)),
-            r"backbone.width 16 for 8; backbone.scan_orders \('raster',\) for \('raster', 'reversed'\)",
+            r"backbone.width 16 for the run's 8; backbone.scan_orders \('raster',\) for the run's \('raster'",
         ),
         (replace(RECIPE, data=replace(RECIPE.data, subjects=("1",))), "data.subjects"),
     ],
