@@ -99,7 +99,7 @@ def test_a_job_is_watched_stopped_and_goes_on_in_the_same_mlflow_run(call, ray_h
     call(*submit, "--no-wait", "--submission-id", "first", "--", "python", "-m", "foundation.pretrain", *options)
     wait_for(lambda: re.search(r"^step +\d+ .*images/s", call("ray", "job", "logs", "first"), re.MULTILINE))
     call("ray", "job", "stop", "first")
-    wait_for(lambda: "STOPPED" in call("ray", "job", "status", "first"))
+    wait_for(lambda: "was stopped" in call("ray", "job", "status", "first"))
     (directory,) = (home / "runs").iterdir()
     described = wait_for(lambda: (d := json.loads((directory / "run.json").read_text()))["status"] != "running" and d)
     assert described["status"] == "interrupted"
