@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import Progress, ProgressColumn
 
 from data.home import set_home
 
+Value = TypeVar("Value")
 _BOX = re.compile(r"[╭╮╰╯│─┌┐└┘]+|-{8,}")
 
 
@@ -60,6 +61,15 @@ def _deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
     vars(bind)["__signature__"] = inspect.signature(function).replace(return_annotation=Any)
     return bind
+
+
+def or_exit(call: Callable[[], Value]) -> Value:
+    """Return what `call` does; a ValueError of it is one line on stderr, and the end with 1."""
+    try:
+        return call()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(command: Any, *, program: str, description: str | None = None, args: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from cluster.config import PRESETS, ClusterConfig, check_batch
-from data.command_line import CommonOptions, Session, begin, run
+from data.command_line import CommonOptions, Session, begin, or_exit, run
 from data.preprocess import n_sessions_of
 from data.splits import split_of
 from foundation.checkpoint import load_model
@@ -269,11 +269,7 @@ def arguments(args: Sequence[str]) -> tuple[Pretrain, list[str]]:
 
 def main() -> None:
     """Run the command line."""
-    try:
-        defaults, args = arguments(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    defaults, args = or_exit(lambda: arguments(sys.argv[1:]))
 
     def command(options: Annotated[Pretrain, arg(name="")] = defaults) -> None:
         """Pretrain a backbone on pooled subjects, score it beside ridge, track it in MLflow, register it."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from cluster.config import ClusterConfig
-from data.command_line import CommonOptions, Session, begin, run
+from data.command_line import CommonOptions, Session, begin, or_exit, run
 from foundation.config import Recipe
 from foundation.recipe_options import NEWEST, Opened, RecipeOptions, Words, opened
 from foundation.tracking.runs import TrackedRun, TrackingError
@@ -190,11 +190,7 @@ def arguments(args: Sequence[str]) -> tuple[Sweep, list[str]]:
 
 def main() -> None:
     """Run the command line."""
-    try:
-        defaults, args = arguments(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    defaults, args = or_exit(lambda: arguments(sys.argv[1:]))
 
     def command(options: Annotated[Sweep, arg(name="")] = defaults) -> None:
         """Train a recipe with other settings, several trials at once, and compare them on validation images."""

@@ -75,19 +75,19 @@ def unfinished_runs(recipe: Recipe, data_digest: str) -> list[Path]:
     return sorted(found, key=lambda run: describe_run(run)["created"], reverse=True)
 
 
-def run_named(name: str) -> Path:
-    """Return the directory of a run.
+def run_named(name: str, *, among: Path | None = None, kind: str = "run") -> Path:
+    """Return the directory of a run, or of something else that has a ``run.json``, `among` others.
 
     Raises
     ------
     ValueError
         If there is none of that name.
     """
-    path = runs_dir() / name
-    if not (path / "run.json").exists():
-        have = ", ".join(sorted(p.parent.name for p in runs_dir().glob("*/run.json"))) or "none"
-        raise ValueError(f"run {name!r} is not in {runs_dir()}; there are: {have}")
-    return path
+    among = among or runs_dir()
+    if not (among / name / "run.json").exists():
+        have = ", ".join(sorted(path.parent.name for path in among.glob("*/run.json"))) or "none"
+        raise ValueError(f"{kind} {name!r} is not in {among}; there are: {have}")
+    return among / name
 
 
 def check_settings(run: Path, recipe: Recipe) -> None:

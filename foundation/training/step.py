@@ -18,8 +18,8 @@ from foundation.model.encoding_model import EncodingModel
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """Return the type that matrix products are taken in, or None for single precision.
 
-    ``auto`` is bfloat16 on a GPU with units for it; on processors it can be hundreds of times slower than single
-    precision (docs/experiments.md, 2026-11-26).
+    ``auto`` is bfloat16 on a GPU with units for it, and single precision on processors, where bfloat16 is several times
+    faster on some and far slower on others (docs/experiments.md, 2026-11-26), and numbers shouldn't hang on which.
     """
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

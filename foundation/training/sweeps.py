@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.home import home
 from foundation.config import Recipe, differences
-from foundation.training.run import describe_run
+from foundation.training.run import describe_run, run_named
 from foundation.training.search_space import Settings, with_settings
 from foundation.training.trials import Trial
 
@@ -91,11 +91,7 @@ def sweep_named(name: str) -> Path:
     ValueError
         If there is none of that name.
     """
-    path = sweeps_dir() / name
-    if not (path / "run.json").exists():
-        have = ", ".join(sorted(p.parent.name for p in sweeps_dir().glob("*/run.json"))) or "none"
-        raise ValueError(f"sweep {name!r} is not in {sweeps_dir()}; there are: {have}")
-    return path
+    return run_named(name, among=sweeps_dir(), kind="sweep")
 
 
 def _trial_directory(sweep: Path, index: int) -> Path:
