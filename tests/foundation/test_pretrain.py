@@ -21,7 +21,7 @@ from foundation.checkpoint import load_adapter, load_model
 from foundation.config import DataConfig
 from foundation.evaluation.compare import headline, score_subject
 from foundation.tracking.registry import aliases, find_backbone
-from foundation.tracking.runs import find_runs, tracking_uri
+from foundation.tracking.runs import TrackedRun, TrackingError, find_runs, tracking_uri
 from foundation.training import course
 from foundation.training.reporter import Reporter
 from foundation.training.run import describe_run, runs_dir
@@ -272,6 +272,30 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
     assert "no unfinished run of this recipe, these options and data" in again.err
+
+
+def test_a_server_that_is_down_when_training_ends_costs_nothing_that_was_trained(
+    call, pretrained, tiny_store, monkeypatch
+):
+    settings = [*SETTINGS, "--store", str(tiny_store), "--seed", "4"]
+
+    def nobody_answers(*_, **__):
+        raise TrackingError("the tracking server doesn't do what it is asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "log_scores", nobody_answers)
+        patch.setattr(TrackedRun, "finish", nobody_answers)
+        ended = call(pretrain.main, *settings)
+    assert ended.code == 1
+    assert ended.err == "error: the tracking server doesn't do what it is asked\n"
+    assert "the run's status in MLflow stays as it was" in ended.out
+    name = ended.out.split("--resume ")[1].split()[0]
+    resumed = call(pretrain.main, "--resume", name)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert "step" not in resumed.out.split("going on from step")[1]  # scored and registered, and not trained again
+    assert "registered backbone tiny/" in resumed.out
+    (run,) = find_runs(f"attributes.run_name = '{name}'")
+    assert run.info.status == "FINISHED"
 
 
 def test_an_unfinished_run_of_the_same_settings_is_mentioned_when_a_new_one_starts(
