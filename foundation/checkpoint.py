@@ -223,16 +223,19 @@ def built(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Enco
     parcels = {name: tensors[f"{_prefix(name)}parcel"] for name in description["subjects"]}
     model = EncodingModel(TokenShape(**description["token_shape"]), backbone_config(description["backbone"]), parcels)
     for name in description["subjects"]:
-        _make_room(model, name, tensors)
+        make_room(model, name, tensors)
     model.load_state_dict(tensors)
     return model.eval()
 
 
-def _make_room(model: EncodingModel, subject: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Give the subject's adapter low-rank updates where `tensors` have them."""
+def make_room(model: EncodingModel, subject: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Give the subject's adapter low-rank updates and a population path where `tensors` have them."""
     found = [tensor for key, tensor in tensors.items() if key.startswith(f"{_prefix(subject)}lora.down.")]
     if found:
         model.add_lora(subject, len(found[0]))
+    basis = tensors.get(f"{_prefix(subject)}population.basis")
+    if basis is not None:
+        model.add_population(subject, *basis.shape)
 
 
 def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, Any]]:
@@ -256,6 +259,6 @@ def load_adapter(model: EncodingModel, directory: Path) -> tuple[str, dict[str, 
     (subject,) = description["subjects"]
     prefix = _prefix(subject)
     adapter = model.add_subject(subject, tensors[f"{prefix}parcel"])
-    _make_room(model, subject, tensors)
+    make_room(model, subject, tensors)
     adapter.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items()})
     return subject, description["made_from"]

@@ -39,12 +39,12 @@ class Settled:
 def predictions(
     model: EncodingModel, subject: str, tokens: TokenReader, rows: Int[np.ndarray, " image"]
 ) -> tuple[Float32[np.ndarray, "image voxel"], Float32[np.ndarray, "image voxel"]]:
-    """Return what the network and the closed-form path predict for images."""
+    """Return what the network and the closed-form paths predict for images."""
     network, linear = [], []
     with torch.inference_mode():
         for cls, patch in _tokens(model, tokens, rows):
             network.append(model(cls, patch, {subject: slice(0, len(cls))}).subjects[subject].voxel.cpu().numpy())
-            linear.append(model.adapter(subject).linear(model.linear_features(cls, patch)).cpu().numpy())
+            linear.append(model.closed_form(cls, patch, subject).cpu().numpy())
     return np.concatenate(network), np.concatenate(linear)
 
 

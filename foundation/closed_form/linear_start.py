@@ -37,6 +37,7 @@ from foundation.closed_form.kernel_ridge import (
 from foundation.closed_form.stacking import stack
 from foundation.closed_form.token_features import patches_under
 from foundation.model.encoding_model import EncodingModel
+from foundation.model.linear_path import LinearPath
 from foundation.model.spatial import CandidateFields, field_pyramid, gaussian_field
 
 N_MIXTURES = 40
@@ -44,6 +45,8 @@ N_FIELDS = 64
 """Fields of the pyramid that are solved in full, after a screening of all of them."""
 SCREENING_AXES = 128
 """Principal axes of the patches' channels that fields are screened on."""
+PRIOR_SHARE = 0.8
+"""Share of a channel weight's variance that lies along the axes of a population's tuning, where that is known."""
 GROUP_BYTES = 2**29
 _BATCH = 128
 _SMALLEST_SD = 1e-6
@@ -59,6 +62,12 @@ class LinearStart:
     """The candidate that each voxel sees through."""
     roi_field: Int64[Tensor, " roi"]
     """The candidate that predicts each ROI's mean best."""
+    left_out: tuple[Float32[np.ndarray, "image voxel"], Float32[np.ndarray, "image voxel"]]
+    """What either term predicts for each training image without it, at full rank."""
+    mean: Float32[np.ndarray, " voxel"]
+    """Mean of the training responses."""
+    offset: Float32[np.ndarray, "term voxel"]
+    """What either term gives for the average training image."""
 
 
 @torch.no_grad()
@@ -69,6 +78,34 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     ----------
     train
         Mean responses, a row per image; nothing else is looked at.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three training images.
+    """
+    start = solve_terms(model, subject, tokens, train, seed=seed)
+    share_terms(model.adapter(subject).linear, start, stack(list(start.left_out), train.responses.astype(np.float32)))
+    return start
+
+
+@torch.no_grad()
+def solve_terms(
+    model: EncodingModel,
+    subject: str,
+    tokens: TokenReader,
+    train: Samples,
+    *,
+    seed: int,
+    prior: Float32[np.ndarray, "channel rank"] | None = None,
+) -> LinearStart:
+    """Solve both terms of the path, each by itself (with a share of 1), and place the network's fields.
+
+    Parameters
+    ----------
+    prior
+        Of the weights of a field's channels: a root of their second moment (`foundation.closed_form.tuning`), from
+        a population. None: nothing is known of them.
 
     Raises
     ------
@@ -87,33 +124,47 @@ def linear_start(model: EncodingModel, subject: str, tokens: TokenReader, train:
     whole = _Whole.of(model, tokens, train.image)
     by_whole = whole.solve(responses, seed=seed)
     candidates = field_pyramid()
-    seen = _Seen(model, tokens, train.image, candidates)
+    seen = _Seen(model, tokens, train.image, candidates, prior=prior)
     by_field, choice = seen.solve(np.hstack([responses, rois]), whole.patch_axes(SCREENING_AXES))
     voxels = slice(0, n_voxel)
-    shares = stack([by_whole.left_out, by_field.left_out[:, voxels]], responses)
 
     path = adapter.linear
-    bias = by_whole.mean.astype(np.float64)
     rank = path.weight_whole.shape[1]
     directions = leading_directions(by_whole.left_out - by_whole.mean, rank)
-    basis = whole.weights(by_whole, directions, seed=seed)
-    path.basis_whole.copy_(torch.from_numpy(basis))
-    weight = (shares[0][:, None] * directions).astype(np.float32)
-    path.weight_whole.copy_(torch.from_numpy(weight))
-    bias -= weight @ (whole.mean @ basis)
-
+    basis_whole = whole.weights(by_whole, directions, seed=seed)
     weights, mean = seen.weights(by_field.dual[:, voxels], choice[voxels])
-    basis, weight = cut(weights, whole.patch_covariance(), path.weight_field.shape[1])
-    weight = (shares[1][:, None] * weight).astype(np.float32)
-    path.basis_field.copy_(torch.from_numpy(basis))
-    path.weight_field.copy_(torch.from_numpy(weight))
-    bias -= (weight * (mean @ basis)[choice[voxels]]).sum(1)
-    path.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+    basis_field, weight_field = cut(weights, whole.patch_covariance(), path.weight_field.shape[1])
+    for buffer, values in (
+        (path.basis_whole, basis_whole),
+        (path.weight_whole, directions),
+        (path.basis_field, basis_field),
+        (path.weight_field, weight_field),
+    ):
+        buffer.copy_(torch.from_numpy(values))
+    offset = directions @ (whole.mean @ basis_whole), (weight_field * (mean @ basis_field)[choice[voxels]]).sum(1)
+    path.bias.copy_(torch.from_numpy(by_whole.mean - offset[0] - offset[1]))
+
     voxel_field, roi_field = torch.from_numpy(choice).split([n_voxel, len(choice) - n_voxel])
     path.place.copy_(candidates.place[voxel_field])
     path.log_size.copy_(candidates.log_size[voxel_field])
     adapter.place_fields(candidates, voxel=voxel_field, roi=roi_field)
-    return LinearStart(candidates, voxel_field, roi_field)
+    return LinearStart(
+        candidates=candidates,
+        voxel_field=voxel_field,
+        roi_field=roi_field,
+        left_out=(by_whole.left_out, by_field.left_out[:, voxels]),
+        mean=by_whole.mean,
+        offset=np.stack(offset),
+    )
+
+
+@torch.no_grad()
+def share_terms(path: LinearPath, start: LinearStart, shares: Float32[np.ndarray, "term voxel"]) -> None:
+    """Give the terms that `solve_terms` left their shares; the average image still gives the mean response."""
+    whole, field = torch.from_numpy(shares)
+    path.weight_whole.mul_(whole[:, None])
+    path.weight_field.mul_(field[:, None])
+    path.bias.copy_(torch.from_numpy((start.mean - (shares * start.offset).sum(0)).astype(np.float32)))
 
 
 def leading_directions(predicted: Float32[np.ndarray, "image voxel"], rank: int) -> Float32[np.ndarray, "voxel rank"]:
@@ -205,11 +256,36 @@ class _Whole:
         return by_cell.T @ by_cell / len(by_cell)
 
 
+@dataclass(frozen=True, eq=False)
+class _Design:
+    """Patches through a field, in coordinates in which weights are penalised alike."""
+
+    columns: Float32[np.ndarray, "image column"]
+    mean: Float32[np.ndarray, " channel"]
+    scale: Float32[np.ndarray, " channel"]
+    prior: Float32[np.ndarray, "channel rank"] | None
+
+    def weights(self, dual: Float32[np.ndarray, "image voxel"]) -> Float32[np.ndarray, "channel voxel"]:
+        """Return the weights of the channels."""
+        along = self.columns.T @ dual
+        n_channel = len(self.scale)
+        weights = self.scale[:, None] * along[:n_channel]
+        return weights if self.prior is None else weights + self.prior @ along[n_channel:]
+
+
 class _Seen:
     """What the training images' patches are through each of some fields, read anew whenever they are asked for."""
 
-    def __init__(self, model: EncodingModel, tokens: TokenReader, image: np.ndarray, fields: CandidateFields) -> None:
-        self._tokens, self._image = tokens, image
+    def __init__(
+        self,
+        model: EncodingModel,
+        tokens: TokenReader,
+        image: np.ndarray,
+        fields: CandidateFields,
+        *,
+        prior: Float32[np.ndarray, "channel rank"] | None = None,
+    ) -> None:
+        self._tokens, self._image, self._prior = tokens, image, prior
         self._fields = gaussian_field(fields.place, fields.log_size, model.shape.side).numpy()
         self._mean = model.streams.patch_mean.cpu().numpy().reshape(-1)
         self._sd = model.streams.patch_sd.cpu().numpy().reshape(-1)
@@ -223,11 +299,18 @@ class _Seen:
             for number, features in zip(some, seen, strict=True):
                 yield int(number), (features.reshape(len(features), -1) - self._mean) / self._sd
 
-    @staticmethod
-    def _scaled(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        mean, sd = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    def _design(self, features: Float32[np.ndarray, "image channel"]) -> _Design:
+        """Standardise the channels; with a prior, most of a weight's variance is along its axes."""
+        mean, sd = features.mean(0, dtype=np.float64).astype(np.float32), features.std(0, dtype=np.float64)
         scale = np.where(sd > _SMALLEST_SD, 1 / np.maximum(sd, _SMALLEST_SD), 0) / np.sqrt(features.shape[1])
-        return (features - mean.astype(np.float32)) * scale.astype(np.float32), mean, scale
+        scale, centred = scale.astype(np.float32), features - mean
+        if self._prior is None:
+            return _Design(centred * scale, mean, scale, None)
+        along = centred @ self._prior
+        size = np.sqrt(PRIOR_SHARE / max(np.square(along).sum() / len(along), _SMALLEST_SD))
+        scale = scale * np.float32(np.sqrt(1 - PRIOR_SHARE))
+        prior = (self._prior * size).astype(np.float32)
+        return _Design(np.hstack([centred * scale, along * np.float32(size)]), mean, scale, prior)
 
     def solve(
         self, responses: np.ndarray, axes: Float32[np.ndarray, "channel axis"]
@@ -237,10 +320,13 @@ class _Seen:
         All fields are screened on a few axes of the channels; those that are best for some voxels are solved in full.
         """
         kept = shortlist(lowest_errors(self._screened(axes), responses), N_FIELDS)
-        none = np.empty((0, len(self._mean)), np.float32)
-        found = best_of(
-            (candidate_of_features(self._scaled(features)[0], none) for _, features in self._through(kept)), responses
-        )
+
+        def solved() -> Iterator[Candidate]:
+            for _, features in self._through(kept):
+                columns = self._design(features).columns
+                yield candidate_of_features(columns, columns[:0])
+
+        found = best_of(solved(), responses)
         return found, kept[found.candidate]
 
     def _screened(self, axes: Float32[np.ndarray, "channel axis"]) -> Iterator[Candidate]:
@@ -267,6 +353,6 @@ class _Seen:
         means = np.zeros((len(self._fields), len(self._mean)), np.float32)
         for number, features in self._through(np.unique(choice)):
             voxels = choice == number
-            z, means[number], scale = self._scaled(features)
-            weights[:, voxels] = (z.T @ dual[:, voxels]) * scale[:, None]
+            design = self._design(features)
+            means[number], weights[:, voxels] = design.mean, design.weights(dual[:, voxels])
         return weights, means

@@ -1,4 +1,4 @@
-"""What a subject owns: readouts of its ROIs and voxels, a closed-form path from the tokens, and what is left as noise.
+"""What a subject owns: readouts of its ROIs and voxels, closed-form paths beside it, and what is left as noise.
 
 Everything here is per subject and light: `Adapter.n_numbers` counts it, closed-form parts included.
 """
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from foundation.config import BackboneConfig
 from foundation.model.dual_stream import Streams
-from foundation.model.linear_path import LinearFeatures, LinearPath, LinearShape
+from foundation.model.linear_path import LinearPath, LinearShape
 from foundation.model.lora import LowRankUpdate
+from foundation.model.population import PopulationPath
 from foundation.model.spatial import CandidateFields, Field, make_field
 
 
@@ -46,6 +47,7 @@ class Adapter(nn.Module):
     network_share: Tensor
     noise_sd: Tensor
     lora: LowRankUpdate | None
+    population: PopulationPath | None
 
     def __init__(self, parcel: Int64[Tensor, " voxel"], side: int, linear: LinearShape, config: BackboneConfig) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class Adapter(nn.Module):
         self.register_buffer("network_share", torch.ones(n_voxel))
         self.register_buffer("noise_sd", torch.full((n_voxel,), torch.nan))
         self.lora = None
+        self.population = None
 
     @property
     def n_voxel(self) -> int:
@@ -148,11 +151,13 @@ class Adapter(nn.Module):
         said = residual[:, self.parcel] * self.voxel_residual
         return roi[:, self.parcel] + said.sum(-1) + (0 if "holistic" in self.config.decoders else self.voxel_bias)
 
-    def mixed(self, network: Float[Tensor, "b voxel"], features: LinearFeatures) -> Float[Tensor, "b voxel"]:
-        """Return the network's prediction and that of the closed-form path, each with its share."""
-        return self.network_share * network + (1 - self.network_share) * self.linear(features)
+    def mixed(
+        self, network: Float[Tensor, "b voxel"], closed_form: Float[Tensor, "b voxel"]
+    ) -> Float[Tensor, "b voxel"]:
+        """Return the network's prediction and that of the closed-form paths, each with its share."""
+        return self.network_share * network + (1 - self.network_share) * closed_form
 
     @property
     def alone(self) -> bool:
-        """Whether the network predicts without the closed-form path."""
+        """Whether the network predicts without the closed-form paths."""
         return bool((self.network_share == 1).all())

@@ -18,6 +18,7 @@ from foundation.model.dual_stream import DualStream, Streams, TokenShape, concat
 from foundation.model.linear_path import LinearFeatures, LinearShape, linear_features
 from foundation.model.lora import LowRankUpdate
 from foundation.model.mamba_vae import Decoded, MambaVae
+from foundation.model.population import PopulationPath
 
 Held = TypeVar("Held", Streams, RoiValues)
 
@@ -144,6 +145,12 @@ class EncodingModel(nn.Module):
         self.adapter(subject).lora = update
         return update
 
+    def add_population(self, subject: str, n_landmark: int, rank: int) -> PopulationPath:
+        """Give a subject a population path, in place of one it may have; it gives zeros until it is solved."""
+        adapter = self.adapter(subject)
+        adapter.population = PopulationPath(adapter.n_voxel, n_landmark, rank).to(self.streams.cls_mean.device)
+        return adapter.population
+
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that all subjects share."""
         return [*self.streams.parameters(), *self.vae.parameters()]
@@ -168,10 +175,37 @@ class EncodingModel(nn.Module):
     def predict(
         self, cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"], subject: str
     ) -> Float[Tensor, "b voxel"]:
-        """Return the expected response of each voxel: the network's prediction mixed with the closed-form path's."""
+        """Return the expected response of each voxel: the network's prediction mixed with the closed-form paths'."""
         network = self(cls, patch, {subject: slice(0, len(cls))}).subjects[subject].voxel
         adapter = self.adapter(subject)
-        return network if adapter.alone else adapter.mixed(network, self.linear_features(cls, patch))
+        return network if adapter.alone else adapter.mixed(network, self.closed_form(cls, patch, subject))
+
+    def closed_form(
+        self, cls: Float[Tensor, "b depth width"], patch: Float[Tensor, "b depth patch width"], subject: str
+    ) -> Float[Tensor, "b voxel"]:
+        """Return what the subject's closed-form paths predict, that of the population if it has one."""
+        adapter = self.adapter(subject)
+        predicted = adapter.linear(self.linear_features(cls, patch))
+        if adapter.population is None:
+            return predicted
+        return predicted + adapter.population(self.population(cls, patch, adapter.population))
+
+    def population(
+        self,
+        cls: Float[Tensor, "b depth width"],
+        patch: Float[Tensor, "b depth patch width"],
+        path: PopulationPath,
+    ) -> Float[Tensor, "b landmark"]:
+        """Return what the backbone's own subjects are predicted to respond at the landmarks of `path`."""
+        streams, features = self.streams(cls, patch), self.linear_features(cls, patch)
+        predicted = cls.new_zeros(len(cls), len(path.landmark))
+        for number in path.landmark[:, 0].unique().tolist():
+            subject = self.subjects[number]
+            adapter = self.adapter(subject)
+            network = self.decode(streams, {subject: slice(0, len(cls))}).subjects[subject].voxel
+            voxel = network if adapter.alone else adapter.mixed(network, adapter.linear(features))
+            predicted[:, path.landmark[:, 0] == number] = voxel[:, path.of_subject(number)].to(predicted.dtype)
+        return predicted
 
     def sample(
         self,
@@ -193,11 +227,11 @@ class EncodingModel(nn.Module):
         if adapter.noise_sd.isnan().any():
             raise ValueError(f"the noise of {subject!r} hasn't been fitted; finish its adapter first (adapt, pretrain)")
         streams = self.streams_of(cls, patch, rows)
-        features = None if adapter.alone else self.linear_features(cls, patch)
+        closed_form = None if adapter.alone else self.closed_form(cls, patch, subject)
         drawn = []
         for _ in range(n):
             voxel = self.decode(streams, rows, sample=True, generator=generator).subjects[subject].voxel
-            voxel = voxel if features is None else adapter.mixed(voxel, features)
+            voxel = voxel if closed_form is None else adapter.mixed(voxel, closed_form)
             noise = torch.randn(voxel.shape, generator=generator, dtype=voxel.dtype, device=voxel.device)
             drawn.append(voxel + adapter.noise_sd * noise)
         return torch.stack(drawn)

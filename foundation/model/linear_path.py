@@ -95,7 +95,11 @@ class LinearPath(nn.Module):
 
     def forward(self, features: LinearFeatures) -> Float[Tensor, "b voxel"]:
         """Predict the voxels."""
+        whole, field = self.terms(features)
+        return whole + field + self.bias
+
+    def terms(self, features: LinearFeatures) -> tuple[Float[Tensor, "b voxel"], Float[Tensor, "b voxel"]]:
+        """Return what either term gives, the one that sees the whole image and the one that sees a field."""
         field = gaussian_field(self.place, self.log_size, self.shape.side)
         seen = torch.einsum("bpr,vp->bvr", features.patch @ self.basis_field, field)
-        whole = features.whole @ self.basis_whole @ self.weight_whole.T
-        return whole + (seen * self.weight_field).sum(-1) + self.bias
+        return features.whole @ self.basis_whole @ self.weight_whole.T, (seen * self.weight_field).sum(-1)
