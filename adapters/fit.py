@@ -1,8 +1,10 @@
-"""Fitting one subject's adapter on a frozen backbone: the closed-form start, then gradient steps while they help.
+"""Fitting one subject's adapter on a frozen backbone: what can be solved, then steps while they help.
+
+First come the closed-form paths beside the network (`foundation.closed_form.population_start`); then, of the network:
 
 ::
 
-    ridge   the closed form alone
+    ridge   its readouts in closed form alone
     head    then steps on the adapter's readouts, the streams' outputs computed once
     lora    then steps on these and on low-rank updates of the streams' blocks, the streams run anew at each step
 """
@@ -17,11 +19,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from adapters.backbone_outputs import BackboneOutputs
 from adapters.ridge_start import ridge_start
 from data.loader import ordered_batches, tokens_on
 from data.preprocess import Samples
 from data.store import TokenReader
-from foundation.closed_form.linear_start import linear_start
+from foundation.closed_form.population_start import Members, population_start
 from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
@@ -52,12 +55,14 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a fit has to say: validation scores (mean voxelwise correlation) of the start and of what is kept."""
+    """What a fit has to say: validation scores (mean voxelwise r) of the network's start and of what is kept."""
 
     start: float
     kept: float
     kept_epoch: int
     """0: no gradient step beat the closed form, which is what is kept."""
+    members: Members
+    """The closed-form paths beside the network."""
 
 
 def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> Streams:
@@ -99,11 +104,12 @@ def fit_adapter(
     loss: LossConfig = LossConfig(),
     target_weight: Float[Tensor, " voxel"] | None = None,
     config: FitConfig = FitConfig(),
+    outputs: BackboneOutputs | None = None,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> Fitted:
-    """Give `model` an adapter for `subject`, fitted on `train`; `validation` decides when to stop.
+    """Give `model` an adapter for `subject`, fitted on `train`; `validation` settles shares and decides when to stop.
 
-    The backbone's own weights aren't changed. Epoch 0 in `log` is the closed-form start.
+    The backbone's own weights aren't changed. Epoch 0 in `log` is the network's closed-form start.
 
     Parameters
     ----------
@@ -111,31 +117,36 @@ def fit_adapter(
         The objective, and with it the ROI targets, that the backbone learned.
     target_weight
         Weights of the voxels in a linear ROI target; None: those of the mean.
+    outputs
+        The backbone's outputs, where they are kept; None: they are computed.
     """
     torch.manual_seed(seed)
     model.eval().requires_grad_(False)
     adapter = model.add_subject(subject, parcel)
     if target_weight is not None:
         adapter.target_weight.copy_(target_weight)
-    linear_start(model, subject, tokens, train, seed=seed)
-    streams = streams_of(model, tokens, train)
+    landmarks = None if outputs is None else outputs.landmarks
+    members = population_start(model, subject, tokens, train, validation, seed=seed, landmarks=landmarks)
+    streams, of_validation = (
+        streams_of(model, tokens, of) if outputs is None else outputs.streams(of.image) for of in (train, validation)
+    )
     ridge_start(model, subject, streams, torch.from_numpy(train.responses), loss=loss, seed=seed)
-    held_out = from_streams(model, subject, streams_of(model, tokens, validation))
+    held_out = from_streams(model, subject, of_validation)
     start = _score(held_out, validation)
     log({"validation/voxel_r": start}, 0)
     if method == "ridge":
-        return Fitted(start=start, kept=start, kept_epoch=0)
+        return Fitted(start=start, kept=start, kept_epoch=0, members=members)
 
     forward = from_streams(model, subject, streams)
     if method == "lora":
         model.add_lora(subject, config.lora_rank)
         forward, held_out = from_tokens(model, tokens, train), from_tokens(model, tokens, validation)
-    fitted = _refine(
+    kept, kept_epoch = _refine(
         model, forward, held_out, train, validation, start=start, seed=seed, loss=loss, config=config, log=log
     )
-    if fitted.kept_epoch == 0:
+    if kept_epoch == 0:
         adapter.lora = None  # no update helped: none is kept
-    return fitted
+    return Fitted(start=start, kept=kept, kept_epoch=kept_epoch, members=members)
 
 
 def _refine(
@@ -150,8 +161,8 @@ def _refine(
     loss: LossConfig,
     config: FitConfig,
     log: Callable[[dict[str, float], int], None],
-) -> Fitted:
-    """Step on the adapter's parameters, and leave it as it was when its validation score was highest."""
+) -> tuple[float, int]:
+    """Step on the adapter's parameters, and leave it as it was when its validation score was highest; return both."""
     subject, responses = train.subject, torch.from_numpy(train.responses)
     adapter, best = model.adapter(subject), start
     kept, kept_epoch = copy.deepcopy(adapter.state_dict()), 0
@@ -174,7 +185,7 @@ def _refine(
             break
     adapter.load_state_dict(kept)
     adapter.requires_grad_(False)
-    return Fitted(start=start, kept=best, kept_epoch=kept_epoch)
+    return best, kept_epoch
 
 
 def _score(forward: Forward, samples: Samples) -> float:

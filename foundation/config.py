@@ -188,12 +188,18 @@ class DataConfig:
     """Encoder whose tokens are read."""
     subjects: tuple[str, ...] = ("1", "2", "7")
     """Subjects to pool, by number or name."""
+    sessions: int | None = None
+    """Learn from the first N sessions of each subject; None: from all."""
     parcels: str = "auto:30"
     """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30,
     roi:FAMILY or atlas:PATH."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled; None: the whole epoch. A number suits tokens on a
     slow disk or far away: neighbouring images are then read together, and up to twice that many are held."""
+
+    def __post_init__(self) -> None:
+        if self.sessions is not None and self.sessions < 1:
+            raise ValueError(f"data.sessions is {self.sessions}; it must be 1 at least")
 
 
 @dataclass(frozen=True, kw_only=True)

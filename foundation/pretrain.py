@@ -22,9 +22,10 @@ from foundation.evaluation.compare import score_subject
 from foundation.evaluation.score import merge_scores
 from foundation.evaluation.table import print_scores
 from foundation.recipe_options import NEWEST, Opened, RecipeOptions, Words, opened
-from foundation.tracking.registry import aliases, register
+from foundation.tracking.publish import publish
+from foundation.tracking.registry import aliases
 from foundation.tracking.runs import TrackedRun, TrackingError
-from foundation.tracking.scores import log_scores
+from foundation.tracking.scores import log_baselines, log_scores
 from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine
 from foundation.training.reporter import Reporter, follow
@@ -221,6 +222,7 @@ def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: 
             tokens,
             split,
             pictures=pictures,
+            n_sessions=recipe.data.sessions,
             seed=recipe.seed,
             n_samples=N_SAMPLES,
         )
@@ -228,12 +230,21 @@ def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: 
     )
     print_scores(scores)
     log_scores(tracked, scores)
-    tracked.artifact(final, "backbone")
-    keys = ("store", "store_digest", "encoder_digest", "split_digest", "preprocessing_digest", "code_version", "step")
-    lineage = {key: str(made_from[key]) for key in keys} | {"subjects": " ".join(names), "seed": str(recipe.seed)}
-    lineage |= {"recipe": recipe.name, "validation_voxel_r": f"{made_from['validation_voxel_r']:.6f}"}
+    tags = {key: str(made_from[key]) for key in ("store", "store_digest", "split_digest", "preprocessing_digest")}
+    tags |= {"code_version": made_from["code_version"], "subjects": " ".join(names), "seed": str(recipe.seed)}
+    tags |= {"sessions": str(recipe.data.sessions)} if recipe.data.sessions is not None else {}
+    tracked.tag(tags)
+    log_baselines(scores, tags=tags, parent=tracked.id)
     name = recipe.name if recipe.data.store is None else store.name
-    registered = register(name, tracked, "backbone", kind="backbone", tags=lineage)
+    registered = publish(
+        tracked,
+        name=name,
+        kind="backbone",
+        backbone=final,
+        adapter=None,
+        lineage=made_from | {"recipe_name": recipe.name, "seed": recipe.seed},
+        scores=scores,
+    )
     tracked.tag({"backbone": registered.label})
     alias = aliases(registered, uri=tracked.uri)[0]
     console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracked.uri}")

@@ -72,7 +72,12 @@ def load_tower(location: Location) -> Tower:
         )
     with _quiet(nothing_to_fetch=location.cached_only):
         model, loading = getattr(transformers, CLASSES[kind]).from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, **location.arguments()
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,  # never a pickle: a bundle from a stranger may name an encoder
+            **location.arguments(),
         )
     if missing := sorted(key for key in loading["missing_keys"] if UNUSED_WEIGHTS not in key):
         raise ValueError(f"{source!r} lacks the weights {missing[0]!r} of a {kind}; get it anew")

@@ -82,6 +82,7 @@ class TokenReader:
         self.name = name
         self.spec: dict[str, Any] = attribute(features, "spec")
         self.digest: str = attribute(features, "digest")
+        self.provenance: dict[str, Any] = attribute(features, "provenance") or {}
         there = next(block for block, _ in blocks if block not in missing)
         self.global_token = next(name for name in GLOBAL_TOKENS if f"{there}/{name}" in features)
         """What the token of the whole image is: ``cls`` or ``pooled``."""

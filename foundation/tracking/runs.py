@@ -6,16 +6,13 @@ names of metrics and tags.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by MLflow's defaults, a call to a server that is down
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")  # takes minutes
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -38,8 +35,14 @@ def client(uri: str | None = None) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = uri or tracking_uri()
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # A first client makes or migrates the tables; two processes at once would fail halfway.
+    with open(database.with_name(f".{database.name}.lock"), "w") as lock, contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -154,6 +157,16 @@ class TrackedRun:
                 self._client.log_artifacts(self.id, str(path), folder or path.name)
             else:
                 self._client.log_artifact(self.id, str(path), folder)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator["TrackedRun"]:
+        """Finish the run when the block ends: FINISHED, KILLED by an interrupt, or FAILED."""
+        try:
+            yield self
+        except BaseException as error:
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.finish()
 
     def reopen(self) -> None:
         """Mark an interrupted run as running again."""

@@ -20,7 +20,7 @@ import torch
 from data.audit import audit_fit
 from data.parcels import Parcels, make_parcels, parse_parcels
 from data.preprocess import Preprocessing, Samples, samples
-from data.splits import Split, split_of
+from data.splits import Part, Split, split_of
 from data.store import PooledStore, TokenReader
 from foundation.checkpoint import load_adapter, load_model, new_directory, read_description, save_model, standing
 from foundation.closed_form.finish import finish_adapter
@@ -71,12 +71,16 @@ class Material:
     @cached_property
     def train(self) -> dict[str, Samples]:
         """Training images."""
-        return {name: samples(self.store.subject(name), self.split, "train") for name in self.names}
+        return self._samples("train")
 
     @cached_property
     def validation(self) -> dict[str, Samples]:
         """Validation images."""
-        return {name: samples(self.store.subject(name), self.split, "validation") for name in self.names}
+        return self._samples("validation")
+
+    def _samples(self, part: Part) -> dict[str, Samples]:
+        n_sessions = self.recipe.data.sessions
+        return {name: samples(self.store.subject(name), self.split, part, n_sessions=n_sessions) for name in self.names}
 
     @cached_property
     def parcels(self) -> dict[str, Parcels]:
@@ -88,6 +92,7 @@ class Material:
                 self.store.subject(name).voxels,
                 responses=self.train[name],
                 split_digest=self.split.digest_of(self.store.subject(name).image),
+                n_sessions=self.recipe.data.sessions,
                 seed=self.recipe.seed,
             )
             for name in self.names
@@ -117,6 +122,13 @@ class Material:
             "store_digest": self.store.digest(self.names, self.recipe.data.encoder),
             "subject_digests": {name: self.store.subject(name).digest for name in self.names},
             "encoder_digest": self.tokens.digest,
+            "encoder": {
+                "name": self.tokens.name,
+                "digest": self.tokens.digest,
+                "spec": self.tokens.spec,
+                "source": self.tokens.provenance.get("source", self.tokens.name),
+                "revision": self.tokens.provenance.get("revision"),
+            },
             "split_digest": self.split.digest_of(images),
             "preprocessing_digest": Preprocessing().digest,
             "parcels": {name: of_subject.key for name, of_subject in self.parcels.items()},
@@ -161,7 +173,14 @@ def start_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
             continue
         adapter = model.adapter(name)
         subject = material.store.subject(name)
-        weights = weights_of_subject(recipe.loss.roi_target, adapter.parcel, subject, material.split, train_samples)
+        weights = weights_of_subject(
+            recipe.loss.roi_target,
+            adapter.parcel,
+            subject,
+            material.split,
+            train_samples,
+            n_sessions=recipe.data.sessions,
+        )
         adapter.target_weight.copy_(weights)
         if recipe.start == "ridge":
             tell(f"closed-form start of {name}: {len(train_samples)} images, {adapter.n_voxel} voxels")
@@ -235,7 +254,15 @@ def finish_run(plan: Plan, *, tell: Tell = lambda text: None) -> None:
     model, made_from = load_model(plan.directory / "best")
     for name, validation in material.validation.items():
         subject = material.store.subject(name)
-        settled = finish_adapter(model, subject, material.tokens, material.split, validation, seed=plan.recipe.seed)
+        settled = finish_adapter(
+            model,
+            subject,
+            material.tokens,
+            material.split,
+            validation,
+            seed=plan.recipe.seed,
+            n_sessions=plan.recipe.data.sessions,
+        )
         tell(f"{name}: {settled}")
     # Of what is registered, not of the network alone; the shares were settled on these very images.
     score = validation_scores(model, material.tokens, material.validation)["validation/voxel_r"]
