@@ -5,6 +5,8 @@ A directory for each backbone, encoder and list of images, with one file a field
 that are computed again, and two processes write the same. `rm -r` of the cache loses nothing but time.
 """
 
+import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +53,8 @@ class BackboneOutputs:
                 found = self._model.streams(*tokens_on(device, self._tokens, some))
             return {name: values.cpu().numpy() for name, values in vars(found).items()}
 
-        found = self._rows(rows, compute, of="streams")
+        names = [field.name for field in dataclasses.fields(Streams)]
+        found = self._rows(rows, compute, of="streams", names=names)
         return Streams(**{name: torch.from_numpy(values).to(device) for name, values in found.items()})
 
     def landmarks(self, path: PopulationPath, rows: Int[np.ndarray, " image"]) -> Float32[np.ndarray, "image landmark"]:
@@ -63,15 +66,20 @@ class BackboneOutputs:
                 found = self._model.population(*tokens_on(device, self._tokens, some), path)
             return {"landmark": found.cpu().numpy()}
 
-        return self._rows(rows, compute, of=path.landmark.tolist())["landmark"]
+        return self._rows(rows, compute, of=path.landmark.tolist(), names=["landmark"])["landmark"]
 
     def _rows(
-        self, rows: np.ndarray, compute: Callable[[np.ndarray], dict[str, np.ndarray]], *, of: object
+        self,
+        rows: np.ndarray,
+        compute: Callable[[np.ndarray], dict[str, np.ndarray]],
+        *,
+        of: object,
+        names: Sequence[str],
     ) -> dict[str, np.ndarray]:
         """Return the fields of `rows`: those that are kept, and the others computed and kept."""
         digest = json_digest(self._made_from | {"of": of}).removeprefix("sha256:")
         directory = home() / "cache" / "backbone-outputs" / digest[:32]
-        done = _flags(directory / "done", self._n_images)
+        done = _flags(directory, names, self._n_images)
         left = rows[~done[rows]]
         fields: dict[str, np.ndarray] = {}
         fresh: dict[str, list[np.ndarray]] = {}
@@ -85,22 +93,27 @@ class BackboneOutputs:
         if len(left) == len(rows):
             return joined
         known = rows[done[rows]]
-        for path in sorted(directory.glob("*.npy")):
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        for name in names:
+            values = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             out = np.empty((len(rows), *values.shape[1:]), values.dtype)
             out[done[rows]] = values[known]
             if len(left):
-                out[~done[rows]] = joined[path.stem]
-            fields[path.stem] = out
+                out[~done[rows]] = joined[name]
+            fields[name] = out
         return fields
 
 
-def _flags(path: Path, n_images: int) -> np.ndarray:
-    """Return which images' rows are kept."""
-    found = np.zeros(n_images, bool)
-    if path.exists():
-        kept = np.fromfile(path, np.uint8)[:n_images]
-        found[: len(kept)] = kept == 1
+def _flags(directory: Path, names: Sequence[str], n_images: int) -> np.ndarray:
+    """Return which images' rows are kept: none where the file of a field is gone, say by a removal that was cut off."""
+    found, done = np.zeros(n_images, bool), directory / "done"
+    if not done.exists():
+        return found
+    if not all((directory / f"{name}.npy").exists() for name in names):
+        with contextlib.suppress(OSError):
+            done.unlink()
+        return found
+    kept = np.fromfile(done, np.uint8)[:n_images]
+    found[: len(kept)] = kept == 1
     return found
 
 

@@ -1,7 +1,7 @@
 """The closed-form start of an adapter: every readout a ridge on the frozen backbone's features.
 
 Stage 1 first (each ROI from either stream), then the voxels given what Stage 2 makes of those ROIs. A unit's population
-receptive field is the one of a grid of candidates under which cross-validated ridge predicts it best. An ROI's token
+receptive field is the one of a grid of candidates under which ridge predicts it best. An ROI's token
 takes the embedding of the training subjects' ROI whose tuning is most alike: readouts live in one shared feature space,
 so that is a comparison of functions, not of places.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from himalaya.ridge import RidgeCV
 from jaxtyping import Float
 from sklearn.model_selection import KFold
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation.closed_form.kernel_ridge import Candidate, gcv
 from foundation.config import LossConfig
 from foundation.losses import roi_target
 from foundation.model.adapter import Adapter, RoiValues
@@ -26,12 +26,11 @@ from foundation.model.spatial import COARSE_PYRAMID, field_pyramid, make_field
 
 ALPHAS = np.logspace(0, 6, 9)
 N_FOLDS = 5
-_CONSTANT = 1e6  # the intercept's column is scaled up so that no penalty reaches it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """Weights of a ridge with a penalty of its own for each target, and how well it predicted held-out folds."""
+    """Weights of a ridge with a penalty of its own for each target, and how well it predicts what it hasn't seen."""
 
     weights: Float[np.ndarray, "feature target"]
     score: Float[np.ndarray, " target"]
@@ -42,22 +41,24 @@ def solve(
     targets: Float[np.ndarray, "image target"],
     *,
     constant: Float[np.ndarray, " image"],
-    seed: int,
 ) -> Solved:
     """Return ``targets ~ features @ weights[:-1] + constant * weights[-1]``, the last unpenalised.
 
-    `score` is minus the mean squared error on held-out folds under the best penalty.
+    `score` is minus the least generalised cross-validation error of `ALPHAS` (`foundation.closed_form.kernel_ridge`).
     """
-    scale = features.std(0)
+    scale = features.std(0, dtype=np.float64)
     scale[scale < 1e-6] = np.inf
-    design = np.column_stack([features / scale, _CONSTANT * constant]).astype(np.float64)
-    folds = KFold(min(N_FOLDS, len(design)), shuffle=True, random_state=seed)
-    ridge = RidgeCV(alphas=ALPHAS, fit_intercept=False, cv=folds, solver_params={"warn": False})  # pyright: ignore[reportArgumentType]
-    ridge.fit(design, targets.astype(np.float64))
-    weights = np.asarray(ridge.coef_).reshape(design.shape[1], -1)
-    return Solved(
-        weights=np.vstack([weights[:-1] / scale[:, None], weights[-1:] * _CONSTANT]), score=np.asarray(ridge.cv_scores_)
-    )
+    x, y, c = features / scale, targets.astype(np.float64), constant.astype(np.float64)
+    along = c / (c @ c)
+    free_x, free_y = x - np.outer(c, along @ x), y - np.outer(c, along @ y)  # what the constant leaves of both
+    left, sizes, axes = np.linalg.svd(free_x, full_matrices=False)
+    spectrum = Candidate(np.square(sizes), left, left[:0])
+    projected = left.T @ free_y
+    errors = gcv(spectrum, projected, np.square(free_y).sum(0), alphas=ALPHAS)
+    best = errors.argmin(0)
+    weights = axes.T @ (sizes[:, None] * projected / (np.square(sizes)[:, None] + ALPHAS[best]))
+    last = along @ (y - x @ weights)
+    return Solved(weights=np.vstack([weights / scale[:, None], last]), score=-errors.min(0))
 
 
 def _best_field(
@@ -65,14 +66,13 @@ def _best_field(
     targets: Float[np.ndarray, "image target"],
     *,
     constant: Float[np.ndarray, " image"],
-    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each target, the index of the best of the features in `seen`, and its weights (feature, target)."""
     best = np.full(targets.shape[1], -np.inf)
     choice = np.zeros(targets.shape[1], np.int64)
     weights = np.zeros((seen[0].shape[1] + 1, targets.shape[1]))
     for k, features in enumerate(seen):
-        solved = solve(features, targets, constant=constant, seed=seed)
+        solved = solve(features, targets, constant=constant)
         better = solved.score > best
         best[better], choice[better], weights[:, better] = solved.score[better], k, solved.weights[:, better]
     return choice, weights
@@ -105,7 +105,7 @@ def ridge_start(
     targets = roi_target(adapter, responses, loss).numpy()
     everyone = np.arange(len(targets))
     where = list(torch.einsum("gp,bpw->gbw", weighting, streams.patch).numpy())
-    what, choice, weights = _roi_readouts(streams, where, targets, everyone, seed=seed)
+    what, choice, weights = _roi_readouts(streams, where, targets, everyone)
     _set_rois(adapter, what, weights)
     _lend_embeddings(model, subject)
     adapter.place_fields(candidates, voxel=None, roi=torch.from_numpy(choice))
@@ -118,7 +118,7 @@ def ridge_start(
     shared = (features.gain * features.components).numpy()
     local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.gain
     seen = [np.hstack([shared, through.numpy()]) for through in local]
-    voxel_choice, weights = _best_field(seen, left, constant=features.gain[:, 0].numpy(), seed=seed)
+    voxel_choice, weights = _best_field(seen, left, constant=features.gain[:, 0].numpy())
     n_component = shared.shape[1]
     _set(adapter.voxel_component, weights[:n_component].T)
     if "patch" in model.config.streams:
@@ -130,12 +130,12 @@ def ridge_start(
 
 
 def _roi_readouts(
-    streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray, *, seed: int
+    streams: Streams, where: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the ROIs' readouts of the CLS stream, their fields, and their readouts of the patch stream."""
     ones = np.ones(len(rows))
-    what = solve(streams.cls.numpy()[rows], targets[rows], constant=ones, seed=seed).weights
-    choice, weights = _best_field([seen[rows] for seen in where], targets[rows], constant=ones, seed=seed)
+    what = solve(streams.cls.numpy()[rows], targets[rows], constant=ones).weights
+    choice, weights = _best_field([seen[rows] for seen in where], targets[rows], constant=ones)
     return what, choice, weights
 
 
@@ -154,7 +154,7 @@ def _out_of_fold(
     within = adapter.roi_values(streams)
     what, patch = np.empty_like(targets), np.empty_like(targets)
     for fit, held in KFold(min(N_FOLDS, len(targets)), shuffle=True, random_state=seed).split(targets):
-        from_cls, choice, from_patch = _roi_readouts(streams, where, targets, fit, seed=seed)
+        from_cls, choice, from_patch = _roi_readouts(streams, where, targets, fit)
         what[held] = streams.cls.numpy()[held] @ from_cls[:-1] + from_cls[-1]
         for field in np.unique(choice):
             units = choice == field

@@ -31,9 +31,9 @@ N_MIXTURES = 80
 class Candidate:
     """A centred kernel of the training images by its spectrum, and its rows for new images."""
 
-    values: Float32[np.ndarray, " rank"]
-    vectors: Float32[np.ndarray, "image rank"]
-    new: Float32[np.ndarray, "new rank"]
+    values: Float[np.ndarray, " rank"]
+    vectors: Float[np.ndarray, "image rank"]
+    new: Float[np.ndarray, "new rank"]
     """Kernel between new and training images, times `vectors`."""
 
 
@@ -73,10 +73,10 @@ def standardised_pair(
 
 def gcv(
     candidate: Candidate,
-    projected: Float32[np.ndarray, "rank voxel"],
+    projected: Float[np.ndarray, "rank voxel"],
     total: Float[np.ndarray, " voxel"],
     *,
-    alphas: Float32[np.ndarray, " alpha"],
+    alphas: Float[np.ndarray, " alpha"],
 ) -> Float[np.ndarray, "alpha voxel"]:
     """Return each penalty's generalised cross-validation error.
 

@@ -8,9 +8,9 @@
    (Lin et al. 2024).
 
 Both terms are then cut to the path's ranks, so that a subject of 16,000 voxels keeps a few numbers a voxel: of the
-first, the directions over voxels that carry the most variance of what is predicted for left-out images; of the second,
-the best factors for patches of the measured covariance. An image that is left out had a share in choosing kernel,
-field and penalty, which favours the second term, whose choice is larger.
+first, the directions over voxels that carry the most variance of what is fitted; of the second, the best factors for
+patches of the measured covariance. An image that is left out had a share in choosing kernel, field and penalty, which
+favours the second term, whose choice is larger.
 """
 
 from collections.abc import Iterator
@@ -130,7 +130,7 @@ def solve_terms(
 
     path = adapter.linear
     rank = path.weight_whole.shape[1]
-    directions = leading_directions(by_whole.left_out - by_whole.mean, rank)
+    directions = leading_directions(fitted_by_kernel(by_whole, responses), rank)
     basis_whole = whole.weights(by_whole, directions, seed=seed)
     weights, mean = seen.weights(by_field.dual[:, voxels], choice[voxels])
     basis_field, weight_field = cut(weights, whole.patch_covariance(), path.weight_field.shape[1])
@@ -165,6 +165,11 @@ def share_terms(path: LinearPath, start: LinearStart, shares: Float32[np.ndarray
     path.weight_whole.mul_(whole[:, None])
     path.weight_field.mul_(field[:, None])
     path.bias.copy_(torch.from_numpy((start.mean - (shares * start.offset).sum(0)).astype(np.float32)))
+
+
+def fitted_by_kernel(best: Best, responses: Float32[np.ndarray, "image voxel"]) -> Float32[np.ndarray, "image voxel"]:
+    """Return what kernel ridge predicts for its own training images, less the mean; kernels decomposed in full."""
+    return responses - best.mean - best.alpha * best.dual
 
 
 def leading_directions(predicted: Float32[np.ndarray, "image voxel"], rank: int) -> Float32[np.ndarray, "voxel rank"]:

@@ -20,15 +20,21 @@ from data.loader import tokens_on
 from data.preprocess import Samples
 from data.store import TokenReader
 from foundation.closed_form.kernel_ridge import best_of, candidate_of_kernel
-from foundation.closed_form.linear_start import LinearStart, leading_directions, share_terms, solve_terms
+from foundation.closed_form.linear_start import (
+    LinearStart,
+    fitted_by_kernel,
+    leading_directions,
+    share_terms,
+    solve_terms,
+)
 from foundation.closed_form.shares import shares_of
 from foundation.closed_form.tuning import tuning_root
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.population import PopulationPath
 
-N_LANDMARKS = 4096
-RANK = 48
+N_LANDMARKS = 1024
+RANK = 32
 """Directions over voxels in which the landmarks are read."""
 _BATCH = 64
 Landmarks = Callable[[PopulationPath, Int[np.ndarray, " image"]], Float32[np.ndarray, "image landmark"]]
@@ -85,7 +91,7 @@ def solve_population(
     size = np.float32(np.sqrt(max(np.square(centred).sum(dtype=np.float64) / len(centred), 1e-12)))
     columns = centred / size
     found = best_of([candidate_of_kernel(columns @ columns.T, np.empty((0, len(columns)), np.float32))], responses)
-    directions = leading_directions(found.left_out - found.mean, path.weight.shape[1])
+    directions = leading_directions(fitted_by_kernel(found, responses), path.weight.shape[1])
     path.mean.copy_(torch.from_numpy(mean))
     path.basis.copy_(torch.from_numpy(columns.T @ (found.dual @ directions) / size))
     path.weight.copy_(torch.from_numpy(directions))

@@ -120,9 +120,17 @@ class EncodingModel(nn.Module):
         Raises
         ------
         ValueError
-            If the model has none.
+            If the model has none, or another subject's population path has landmarks among its voxels.
         """
         self.adapter(name)
+        number = self.subjects.index(name)
+        paths = {other: self.adapter(other).population for other in self.subjects if other != name}
+        landmarks = {other: path.landmark[:, 0] for other, path in paths.items() if path is not None}
+        for other, of_subject in landmarks.items():
+            if (of_subject == number).any():
+                raise ValueError(f"{other!r} is predicted from voxels of {name!r}; drop {other!r} first")
+        for of_subject in landmarks.values():
+            of_subject -= (of_subject > number).long()  # subjects are named by their place, which changes
         del self.adapters[adapter_key(name)]
 
     def rename_subject(self, name: str, new: str) -> None:

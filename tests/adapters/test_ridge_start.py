@@ -32,7 +32,7 @@ def problem(n: int = 80, n_feature: int = 6, n_target: int = 4, noise: float = 0
 def test_under_one_penalty_the_solution_is_ridge_on_standardised_features(monkeypatch, alpha):
     monkeypatch.setattr(module, "ALPHAS", np.array([alpha]))
     features, targets, _, _ = problem()
-    solved = solve(features, targets, constant=np.ones(len(features)), seed=0)
+    solved = solve(features, targets, constant=np.ones(len(features)))
     scale = features.std(0)
     expected = Ridge(alpha=alpha, solver="svd").fit(features / scale, targets)
     np.testing.assert_allclose(solved.weights[:-1] * scale[:, None], expected.coef_.T, rtol=1e-4, atol=1e-7)
@@ -44,7 +44,7 @@ def test_the_constants_weight_is_not_penalised_whatever_the_constant(monkeypatch
     monkeypatch.setattr(module, "ALPHAS", np.array([alpha]))
     features, targets, _, _ = problem()
     constant = np.random.default_rng(1).uniform(0.2, 2.0, len(features))
-    solved = solve(features, targets, constant=constant, seed=0)
+    solved = solve(features, targets, constant=constant)
     scale = features.std(0)
     design = np.column_stack([features / scale, constant])
     penalty = alpha * np.diag([1.0] * features.shape[1] + [0.0])
@@ -55,7 +55,7 @@ def test_the_constants_weight_is_not_penalised_whatever_the_constant(monkeypatch
 
 def test_with_little_noise_planted_weights_and_intercepts_come_back():
     features, targets, weights, intercept = problem(n=300, noise=1e-3)
-    solved = solve(features, targets, constant=np.ones(300), seed=0)
+    solved = solve(features, targets, constant=np.ones(300))
     np.testing.assert_allclose(solved.weights[:-1], weights, rtol=0.02)
     np.testing.assert_allclose(solved.weights[-1], intercept, atol=0.03)
     assert (solved.score > -1e-3).all()  # minus the error on held-out folds: next to nothing, of variances above 1
@@ -65,7 +65,7 @@ def test_with_little_noise_planted_weights_and_intercepts_come_back():
 def test_noise_scores_its_variance_and_is_shrunk_away():
     features, _, _, _ = problem()
     noise = np.random.default_rng(5).standard_normal((len(features), 50))
-    solved = solve(features, noise, constant=np.ones(len(features)), seed=0)
+    solved = solve(features, noise, constant=np.ones(len(features)))
     np.testing.assert_allclose(solved.score, -noise.var(0), rtol=0.15)
     prediction = features @ solved.weights[:-1] + solved.weights[-1]
     assert prediction.std(0).mean() < 0.35
@@ -74,7 +74,7 @@ def test_noise_scores_its_variance_and_is_shrunk_away():
 def test_a_feature_that_never_varies_has_no_weight():
     features, targets, _, _ = problem()
     features[:, 2] = 3.0
-    solved = solve(features, targets, constant=np.ones(len(features)), seed=0)
+    solved = solve(features, targets, constant=np.ones(len(features)))
     assert (solved.weights[2] == 0).all()
     assert np.isfinite(solved.weights).all()
 
@@ -82,7 +82,7 @@ def test_a_feature_that_never_varies_has_no_weight():
 def test_more_features_than_images_are_solved_too():
     rng = np.random.default_rng(0)
     features, targets = rng.standard_normal((20, 50)), rng.standard_normal((20, 3))
-    solved = solve(features, targets, constant=np.ones(20), seed=0)
+    solved = solve(features, targets, constant=np.ones(20))
     assert solved.weights.shape == (51, 3)
     assert np.isfinite(solved.weights).all()
 

@@ -205,7 +205,8 @@ def tabulate(command: Tabulate) -> None:
         for c in scored(about, both).comparisons:
             if (c.system, c.versus, c.roi, c.axis, c.target, c.metric) == (OURS, "ridge", "all", "voxel", "mean", "r"):
                 console.print(
-                    f"{subject}: {OURS} after {few} less ridge after {more}: {c.difference:+.3f} [{c.low:+.3f} {c.high:+.3f}]"
+                    f"{subject}: {OURS} after {few} less ridge after {more}: "
+                    f"{c.difference:+.3f} [{c.low:+.3f} {c.high:+.3f}]"
                 )
 
 
