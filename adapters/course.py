@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 
 from adapters.backbone_outputs import BackboneOutputs
 from adapters.fit import Fitted, Method, fit_adapter
@@ -49,21 +51,22 @@ class Material:
         return self.split.digest_of(self.store.subject(self.subject).image)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Adapted:
     """A finished fit, and what it has to say."""
 
     fitted: Fitted
     settled: Settled
+    network_share: Float32[np.ndarray, " voxel"]
     validation_voxel_r: float
 
     @property
     def composition(self) -> dict[str, Any]:
         """What a prediction is made of: mean shares over voxels, and validation scores of the parts alone."""
-        network = self.settled.share
+        network = self.network_share
         shares = {name: (1 - network) * share for name, share in self.fitted.members.share.items()}
         return {
-            "shares": {name: round(share, 4) for name, share in ({"network": network} | shares).items()},
+            "shares": {name: round(float(s.mean()), 4) for name, s in ({"network": network} | shares).items()},
             "validation_voxel_r": {
                 name: round(r, 4)
                 for name, r in ({"network": self.settled.network} | self.fitted.members.validation_r).items()
@@ -167,7 +170,8 @@ def adapt_subject(
             preprocessing=settings.preprocessing,
         )
     score = validation_scores(model, material.tokens, {subject: material.validation})["validation/voxel_r"]
-    return Adapted(fitted=fitted, settled=settled, validation_voxel_r=score)
+    network_share = model.adapter(subject).network_share.cpu().numpy()
+    return Adapted(fitted=fitted, settled=settled, network_share=network_share, validation_voxel_r=score)
 
 
 def check_subject(

@@ -45,7 +45,10 @@ class FitConfig:
     """Learning rate of Adam."""
     epochs: int = 40
     """Most passes over the subject's training images."""
-    patience: int = 8
+    steps: int = 240
+    """Most steps; the pass that they end in is completed. The start is near, so more gain little (docs/experiments.md,
+    2026-11-26) and cost minutes where there are many voxels."""
+    patience: int = 5
     """Passes without a better validation score before it stops."""
     batch_size: int = 32
     """Images per step."""
@@ -169,7 +172,8 @@ def _refine(
     adapter.requires_grad_(True)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.lr)
     generator = torch.Generator().manual_seed(seed)
-    for epoch in range(1, config.epochs + 1):
+    steps_per_epoch = -(-len(train) // config.batch_size)
+    for epoch in range(1, min(config.epochs, -(-config.steps // steps_per_epoch)) + 1):
         total = 0.0
         for rows in torch.randperm(len(train), generator=generator).split(config.batch_size):
             cost = objective(model, forward(rows), {subject: responses[rows]}, loss).total

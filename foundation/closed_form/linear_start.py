@@ -47,7 +47,8 @@ SCREENING_AXES = 128
 """Principal axes of the patches' channels that fields are screened on."""
 PRIOR_SHARE = 0.8
 """Share of a channel weight's variance that lies along the axes of a population's tuning, where that is known."""
-GROUP_BYTES = 2**29
+SCREENING_VOXELS = 2048
+GROUP_BYTES = 2**28
 _BATCH = 128
 _SMALLEST_SD = 1e-6
 _FEWEST_IMAGES = 3
@@ -322,9 +323,11 @@ class _Seen:
     ) -> tuple[Best, Int[np.ndarray, " voxel"]]:
         """Return the fit of each voxel through its best field, and the number of that field.
 
-        All fields are screened on a few axes of the channels; those that are best for some voxels are solved in full.
+        All fields are screened on a few axes of the channels and a sample of the voxels; those that are best for some
+        of these are solved in full.
         """
-        kept = shortlist(lowest_errors(self._screened(axes), responses), N_FIELDS)
+        every = -(-responses.shape[1] // SCREENING_VOXELS)
+        kept = shortlist(lowest_errors(self._screened(axes), np.ascontiguousarray(responses[:, ::every])), N_FIELDS)
 
         def solved() -> Iterator[Candidate]:
             for _, features in self._through(kept):

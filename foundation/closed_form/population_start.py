@@ -40,11 +40,11 @@ _BATCH = 64
 Landmarks = Callable[[PopulationPath, Int[np.ndarray, " image"]], Float32[np.ndarray, "image landmark"]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Members:
-    """Mean share of each closed-form member over voxels, and its mean voxelwise correlation on validation images."""
+    """Share of each closed-form member in each voxel, and its mean voxelwise correlation on validation images."""
 
-    share: dict[str, float]
+    share: dict[str, Float32[np.ndarray, " voxel"]]
     validation_r: dict[str, float]
 
 
@@ -136,7 +136,7 @@ def population_start(
     if adapter.population is not None:
         adapter.population.weight.mul_(torch.from_numpy(shares[2])[:, None])
     return Members(
-        share={name: float(share.mean()) for name, share in zip(members, shares, strict=True)},
+        share=dict(zip(members, shares, strict=True)),
         validation_r={
             name: float(np.nan_to_num(voxelwise_r(m, validation.responses)).mean()) for name, m in members.items()
         },
