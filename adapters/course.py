@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 
 from adapters.backbone_outputs import BackboneOutputs
 from adapters.fit import Fitted, Method, fit_adapter
@@ -15,7 +13,7 @@ from data.parcels import Parcels, make_parcels, parse_parcels
 from data.preprocess import Preprocessing, Samples, n_sessions_of, samples
 from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
-from foundation.closed_form.finish import Settled, finish_adapter
+from foundation.closed_form.finish import Settled, settle_noise
 from foundation.closed_form.roi_weights import weights_of_subject
 from foundation.closed_form.threads import threads_for
 from foundation.config import LossConfig
@@ -51,26 +49,21 @@ class Material:
         return self.split.digest_of(self.store.subject(self.subject).image)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Adapted:
     """A finished fit, and what it has to say."""
 
     fitted: Fitted
     settled: Settled
-    network_share: Float32[np.ndarray, " voxel"]
     validation_voxel_r: float
 
     @property
     def composition(self) -> dict[str, Any]:
         """What a prediction is made of: mean shares over voxels, and validation scores of the parts alone."""
-        network = self.network_share
-        shares = {name: (1 - network) * share for name, share in self.fitted.members.share.items()}
+        members = self.fitted.members
         return {
-            "shares": {name: round(float(s.mean()), 4) for name, s in ({"network": network} | shares).items()},
-            "validation_voxel_r": {
-                name: round(r, 4)
-                for name, r in ({"network": self.settled.network} | self.fitted.members.validation_r).items()
-            },
+            "shares": {name: round(share, 4) for name, share in members.share.items()},
+            "validation_voxel_r": {name: round(r, 4) for name, r in members.validation_r.items()},
         }
 
     def told(self) -> str:
@@ -159,7 +152,7 @@ def adapt_subject(
             outputs=outputs,
             log=log,
         )
-        settled = finish_adapter(
+        settled = settle_noise(
             model,
             measurements,
             material.tokens,
@@ -170,8 +163,7 @@ def adapt_subject(
             preprocessing=settings.preprocessing,
         )
     score = validation_scores(model, material.tokens, {subject: material.validation})["validation/voxel_r"]
-    network_share = model.adapter(subject).network_share.cpu().numpy()
-    return Adapted(fitted=fitted, settled=settled, network_share=network_share, validation_voxel_r=score)
+    return Adapted(fitted=fitted, settled=settled, validation_voxel_r=score)
 
 
 def check_subject(

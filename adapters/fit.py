@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from adapters.backbone_outputs import BackboneOutputs
@@ -24,7 +24,7 @@ from adapters.ridge_start import ridge_start
 from data.loader import ordered_batches, tokens_on
 from data.preprocess import Samples
 from data.store import TokenReader
-from foundation.closed_form.population_start import Members, population_start
+from foundation.closed_form.population_start import Members, population_start, settle_shares
 from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.losses import objective
@@ -65,7 +65,7 @@ class Fitted:
     kept_epoch: int
     """0: no gradient step beat the closed form, which is what is kept."""
     members: Members
-    """The closed-form paths beside the network."""
+    """What a prediction is made of: the closed-form paths and the network."""
 
 
 def streams_of(model: EncodingModel, tokens: TokenReader, samples: Samples) -> Streams:
@@ -129,7 +129,7 @@ def fit_adapter(
     if target_weight is not None:
         adapter.target_weight.copy_(target_weight)
     landmarks = None if outputs is None else outputs.landmarks
-    members = population_start(model, subject, tokens, train, validation, seed=seed, landmarks=landmarks)
+    solved = population_start(model, subject, tokens, train, validation, seed=seed, landmarks=landmarks)
     streams, of_validation = (
         streams_of(model, tokens, of) if outputs is None else outputs.streams(of.image) for of in (train, validation)
     )
@@ -137,18 +137,18 @@ def fit_adapter(
     held_out = from_streams(model, subject, of_validation)
     start = _score(held_out, validation)
     log({"validation/voxel_r": start}, 0)
-    if method == "ridge":
-        return Fitted(start=start, kept=start, kept_epoch=0, members=members)
-
-    forward = from_streams(model, subject, streams)
-    if method == "lora":
-        model.add_lora(subject, config.lora_rank)
-        forward, held_out = from_tokens(model, tokens, train), from_tokens(model, tokens, validation)
-    kept, kept_epoch = _refine(
-        model, forward, held_out, train, validation, start=start, seed=seed, loss=loss, config=config, log=log
-    )
-    if kept_epoch == 0:
-        adapter.lora = None  # no update helped: none is kept
+    kept, kept_epoch = start, 0
+    if method != "ridge":
+        forward = from_streams(model, subject, streams)
+        if method == "lora":
+            model.add_lora(subject, config.lora_rank)
+            forward, held_out = from_tokens(model, tokens, train), from_tokens(model, tokens, validation)
+        kept, kept_epoch = _refine(
+            model, forward, held_out, train, validation, start=start, seed=seed, loss=loss, config=config, log=log
+        )
+        if kept_epoch == 0:
+            adapter.lora = None  # no update helped: none is kept
+    members = settle_shares(adapter, solved, _predicted(held_out, validation), validation)
     return Fitted(start=start, kept=kept, kept_epoch=kept_epoch, members=members)
 
 
@@ -194,7 +194,11 @@ def _refine(
 
 def _score(forward: Forward, samples: Samples) -> float:
     """Return the mean voxelwise correlation of the network's prediction."""
+    return float(np.nan_to_num(voxelwise_r(_predicted(forward, samples), samples.responses)).mean())
+
+
+def _predicted(forward: Forward, samples: Samples) -> Float32[np.ndarray, "image voxel"]:
+    """Return what the network predicts for a subject's images."""
     with torch.no_grad():
         parts = torch.arange(len(samples)).split(_SCORED_AT_ONCE)
-        voxel = torch.cat([forward(rows).subjects[samples.subject].voxel for rows in parts]).numpy()
-    return float(np.nan_to_num(voxelwise_r(voxel, samples.responses)).mean())
+        return torch.cat([forward(rows).subjects[samples.subject].voxel for rows in parts]).numpy()

@@ -21,11 +21,12 @@ from foundation.config import LossConfig
 from foundation.losses import roi_target
 from foundation.model.adapter import Adapter, RoiValues
 from foundation.model.dual_stream import Streams
-from foundation.model.encoding_model import EncodingModel
+from foundation.model.encoding_model import EncodingModel, VoxelFeatures
 from foundation.model.spatial import COARSE_PYRAMID, field_pyramid, make_field
 
 ALPHAS = np.logspace(0, 6, 9)
 N_FOLDS = 5
+_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def ridge_start(
         return
     roi = _out_of_fold(adapter, streams, where, targets, seed=seed)
 
-    features = model.voxel_features(streams, subject, roi)
+    features = _voxel_features(model, streams, subject, roi)
     left = (responses - features.offset).numpy()
     shared = (features.gain * features.components).numpy()
     local = torch.einsum("gp,bpc->gbc", weighting, features.local) * features.gain
@@ -127,6 +128,15 @@ def ridge_start(
     if "residual" in model.config.decoders:
         _set(adapter.voxel_residual, np.zeros(adapter.voxel_residual.shape))
     adapter.place_fields(candidates, voxel=torch.from_numpy(voxel_choice), roi=None)
+
+
+def _voxel_features(model: EncodingModel, streams: Streams, subject: str, roi: RoiValues) -> VoxelFeatures:
+    """Return what the voxels are read from, computed for some images at a time."""
+    parts = [
+        vars(model.voxel_features(streams[rows], subject, roi[rows]))
+        for rows in (slice(at, at + _BATCH) for at in range(0, len(streams), _BATCH))
+    ]
+    return VoxelFeatures(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _roi_readouts(

@@ -70,6 +70,26 @@ def finish_adapter(
         weight = np.asarray(validation.n_repeats, np.float64)
         share = network_share(linear, network, validation.responses, weight=weight)
         adapter.network_share.copy_(torch.from_numpy(share))
+    return settle_noise(
+        model, subject, tokens, split, validation, seed=seed, n_sessions=n_sessions, preprocessing=preprocessing
+    )
+
+
+def settle_noise(
+    model: EncodingModel,
+    subject: SubjectStore,
+    tokens: TokenReader,
+    split: Split,
+    validation: Samples,
+    *,
+    seed: int,
+    n_sessions: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Settled:
+    """Set the noise of `subject`'s voxels by its validation trials of `n_sessions`, its shares being settled."""
+    model.eval()
+    adapter = model.adapter(subject.name)
+    network, linear = predictions(model, subject.name, tokens, validation.image)
     share = adapter.network_share.cpu().numpy()
     prediction = share * network + (1 - share) * linear
 

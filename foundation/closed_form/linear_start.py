@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32, Int, Int64
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from data.loader import tokens_on
@@ -327,7 +328,9 @@ class _Seen:
         of these are solved in full.
         """
         every = -(-responses.shape[1] // SCREENING_VOXELS)
-        kept = shortlist(lowest_errors(self._screened(axes), np.ascontiguousarray(responses[:, ::every])), N_FIELDS)
+        with threadpool_limits(limits=1):  # so many small matrices that threads would mostly wait for each other
+            errors = lowest_errors(self._screened(axes), np.ascontiguousarray(responses[:, ::every]))
+        kept = shortlist(errors, N_FIELDS)
 
         def solved() -> Iterator[Candidate]:
             for _, features in self._through(kept):

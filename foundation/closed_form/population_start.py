@@ -4,9 +4,10 @@
    weights of a field's channels: those of the backbone's own subjects (`tuning`).
 2. **population**: kernel ridge on what the backbone predicts for voxels of its own subjects, the landmarks
    (`foundation.model.population`). A voxel is there a mixture of voxels that are known, so few images tell it.
-3. **shares**: the three are added with non-negative shares per voxel, settled on the validation images, which none of
-   them was fitted on (`shares`). Images that are left out of a fit, but had a share in choosing its kernel or field,
-   favour the members with more to choose from, the more so the fewer they are (docs/experiments.md, 2026-11-26).
+3. **shares**: these and the network are added with non-negative shares per voxel, settled together on the validation
+   images, which none of them was fitted on (`shares`). Images that are left out of a fit, but had a share in choosing
+   its kernel or field, favour the members with more to choose from, the more so the fewer they are
+   (docs/experiments.md, 2026-11-26).
 """
 
 from collections.abc import Callable
@@ -30,21 +31,33 @@ from foundation.closed_form.linear_start import (
 from foundation.closed_form.shares import shares_of
 from foundation.closed_form.tuning import tuning_root
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.model.adapter import Adapter
 from foundation.model.encoding_model import EncodingModel
 from foundation.model.population import PopulationPath
 
 N_LANDMARKS = 1024
 RANK = 32
 """Directions over voxels in which the landmarks are read."""
+LARGEST_NETWORK_SHARE = 0.95
+"""So that the mean response, which the closed-form paths hold, is never divided by nothing."""
 _BATCH = 64
 Landmarks = Callable[[PopulationPath, Int[np.ndarray, " image"]], Float32[np.ndarray, "image landmark"]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Members:
-    """Share of each closed-form member in each voxel, and its mean voxelwise correlation on validation images."""
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """A subject's closed-form paths, each solved by itself, and what they predict for its validation images."""
 
-    share: dict[str, Float32[np.ndarray, " voxel"]]
+    start: LinearStart
+    members: dict[str, Float32[np.ndarray, "image voxel"]]
+    """By name, less the mean response of the training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """Mean share of each member over voxels, and its mean voxelwise correlation on validation images."""
+
+    share: dict[str, float]
     validation_r: dict[str, float]
 
 
@@ -107,12 +120,12 @@ def population_start(
     *,
     seed: int,
     landmarks: Landmarks | None = None,
-) -> Members:
-    """Solve `subject`'s closed-form paths on `train`, and settle their shares on `validation`.
+) -> Solved:
+    """Solve `subject`'s closed-form paths on `train`, each with a share of 1, and predict the images of `validation`.
 
     Parameters
     ----------
-    train, validation
+    train
         Mean responses, a row per image; nothing else is looked at.
     landmarks
         Gives what the landmarks of a path are predicted to respond to the images of some rows, if not computed here.
@@ -123,20 +136,43 @@ def population_start(
         If there are fewer than three training images.
     """
     predict = landmarks or (lambda path, rows: predicted_landmarks(model, path, tokens, rows))
-    others, adapter = own_subjects(model, subject), model.adapter(subject)
+    others = own_subjects(model, subject)
     start = solve_terms(model, subject, tokens, train, seed=seed, prior=tuning_root(model, others))
     members = _terms(model, subject, tokens, validation.image, start)
     if others:
         path = add_landmarks(model, subject, seed=seed)
         solve_population(path, predict(path, train.image), train.responses)
         members["population"] = path(torch.from_numpy(predict(path, validation.image))).numpy()
-    apart = validation.responses - start.mean
-    shares = shares_of(list(members.values()), apart, weight=np.asarray(validation.n_repeats, np.float64))
-    share_terms(adapter.linear, start, shares[:2])
+    return Solved(start=start, members=members)
+
+
+@torch.no_grad()
+def settle_shares(
+    adapter: Adapter, solved: Solved, network: Float32[np.ndarray, "image voxel"], validation: Samples
+) -> Members:
+    """Give the network and each closed-form path its share, all at once, by the subject's validation images.
+
+    Parameters
+    ----------
+    network
+        What the network predicts for the images of `validation`.
+    """
+    start = solved.start
+    members = solved.members | {"network": network - start.mean}
+    found = shares_of(
+        list(members.values()),
+        validation.responses - start.mean,
+        weight=np.asarray(validation.n_repeats, np.float64),
+    )
+    share = dict(zip(members, found, strict=True))
+    of_network = np.minimum(share["network"], LARGEST_NETWORK_SHARE)
+    adapter.network_share.copy_(torch.from_numpy(of_network))
+    # What is mixed is `s n + (1 - s) l`: the paths' shares are divided by what the network leaves of the mean response.
+    share_terms(adapter.linear, start, np.stack([share["whole"], share["field"]]) / (1 - of_network))
     if adapter.population is not None:
-        adapter.population.weight.mul_(torch.from_numpy(shares[2])[:, None])
+        adapter.population.weight.mul_(torch.from_numpy(share["population"] / (1 - of_network))[:, None])
     return Members(
-        share=dict(zip(members, shares, strict=True)),
+        share={name: float(of_member.mean()) for name, of_member in (share | {"network": of_network}).items()},
         validation_r={
             name: float(np.nan_to_num(voxelwise_r(m, validation.responses)).mean()) for name, m in members.items()
         },

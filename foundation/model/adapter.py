@@ -31,6 +31,10 @@ class RoiValues:
         """The gated mixture."""
         return self.share * self.cls + (1 - self.share) * self.patch
 
+    def __getitem__(self, rows: slice) -> "RoiValues":
+        """Return some of the images."""
+        return RoiValues(cls=self.cls[rows], patch=self.patch[rows], share=self.share[rows])
+
 
 class Adapter(nn.Module):
     """One subject's parameters.
