@@ -45,7 +45,7 @@ class FitConfig:
     """Learning rate of Adam."""
     epochs: int = 40
     """Most passes over the subject's training images."""
-    steps: int = 240
+    steps: int = 120
     """Most steps; the pass that they end in is completed. The start is near, so more gain little (docs/experiments.md,
     2026-11-26) and cost minutes where there are many voxels."""
     patience: int = 5
