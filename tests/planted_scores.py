@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foundation.evaluation.score import Measured, Scores, score
+from foundation.evaluation.score import Measured, Scores, merge_scores, score
 
 N_IMAGES, N_VOXELS, N_REPEATS = 24, 30, 3
 SIGNAL_SHARE = 0.7
@@ -42,3 +42,9 @@ def planted_scores(
         n_bootstraps=n_bootstraps,
         rng=rng,
     )
+
+
+def planted_versions(noise: Mapping[str, float]) -> Scores:
+    """Scores of ``manybrains`` beside ``ridge`` on each subject; the more noise, the worse manybrains."""
+    of_each = (planted_scores({"manybrains": sd, "ridge": 0.8}, subject=name) for name, sd in noise.items())
+    return merge_scores(of_each)

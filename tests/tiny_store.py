@@ -63,7 +63,7 @@ def design(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def make_tiny_store(
     path: Path,
     *,
-    spoilt: tuple[str, ...] = (),
+    spoilt: tuple[str | int, ...] = (),
     averaged: bool = False,
     spec: dict[str, Any] = SPEC,
     provenance: dict[str, Any] | None = None,
@@ -72,7 +72,7 @@ def make_tiny_store(
 
     Parameters
     ----------
-    spoilt : parts of the split whose images get absurd responses, to show that nothing learns from them.
+    spoilt : parts of the split, and sessions, that get absurd responses, to show that nothing learns from them.
     averaged : the trials are said to be means of three repeats.
     provenance : of each subject.
     spec : description of the encoder that the tokens are said to come from.
@@ -91,7 +91,8 @@ def make_tiny_store(
         image, session = design(rng)
         tuning = rng.standard_normal((seen.shape[1], n_voxels))
         responses = seen[image] @ tuning + rng.standard_normal((len(image), n_voxels)) + 3 * session[:, None]
-        ill = np.isin(np.array(roles)[image], spoilt)
+        ill = np.isin(np.array(roles)[image], [of for of in spoilt if isinstance(of, str)])
+        ill |= np.isin(session, [of for of in spoilt if isinstance(of, int)])
         responses[ill] = 1e6 * np.random.default_rng(1).standard_normal((ill.sum(), n_voxels))
         labels = (np.arange(n_voxels) % 2).astype(np.int16)
         store.add_subject(

@@ -13,7 +13,7 @@ from foundation.tracking.publish import publish
 from foundation.tracking.registry import Registered, aliases, find_adapter, find_backbone, find_version, versions
 from foundation.tracking.runs import TrackedRun, TrackingError, client
 from tests.e2e.test_tracking_server import Server
-from tests.tiny_scores import tiny_scores
+from tests.planted_scores import planted_versions
 from tests.tiny_version import ADAPTED, save_parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,7 +41,7 @@ def published(parts: Path, *, noise: float, validation: float) -> Registered:
         backbone=backbone,
         adapter=adapter,
         lineage=lineage,
-        scores=tiny_scores({ADAPTED: noise}),
+        scores=planted_versions({ADAPTED: noise}),
     )
 
 

@@ -140,12 +140,16 @@ def test_a_model_of_any_setting_comes_back(tmp_path, changes):
 
 
 def finished(model: EncodingModel, subject: str) -> EncodingModel:
-    """Give a subject everything that fitting does: a closed-form path, shares, noise and low-rank updates."""
+    """Give a subject everything that fitting does: closed-form paths, shares, noise and low-rank updates."""
     adapter = model.adapter(subject)
     for buffer in (*adapter.linear.buffers(), adapter.network_share, adapter.noise_sd, adapter.target_weight):
         buffer.copy_(torch.rand(buffer.shape))
     for up in model.add_lora(subject, 2).up.values():
         torch.nn.init.normal_(up)
+    path = model.add_population(subject, 6, 4)
+    path.landmark[:, 1] = torch.arange(6)  # of the first subject
+    for buffer in (path.mean, path.basis, path.weight):
+        buffer.normal_()
     return model
 
 
@@ -153,18 +157,27 @@ def test_a_finished_adapter_comes_back_with_its_model_and_alone(tmp_path):
     model = finished(fresh("subj01", "subj02"), "subj02").eval()
     found, _ = load_model(saved(tmp_path / "model", model))
     assert_same(found, model)
-    assert found.adapter("subj01").lora is None
+    assert found.adapter("subj01").lora is found.adapter("subj01").population is None
     backbone = backbone_of(model)
     load_adapter(backbone, saved(tmp_path / "adapter", model, only="subj02"))
     assert_same(backbone, model)
     tokens = torch.randn(3, 2, 5), torch.randn(3, 2, 4, 5)
-    assert torch.equal(backbone.predict(*tokens, "subj02"), model.predict(*tokens, "subj02"))
+    expected = model.predict(*tokens, "subj02")
+    assert torch.equal(backbone.predict(*tokens, "subj02"), expected)
+    model.adapter("subj02").population = None
+    assert not torch.allclose(model.predict(*tokens, "subj02"), expected)
 
 
 def test_the_numbers_of_an_adapter_are_those_in_its_file(tmp_path):
-    model = finished(fresh("subj01"), "subj01")
+    model = finished(fresh("subj02", "subj01"), "subj01")
     with safe_open(saved(tmp_path / "adapter", model, only="subj01") / "model.safetensors", "pt") as file:
         assert sum(file.get_tensor(key).numel() for key in file.keys()) == model.adapter("subj01").n_numbers  # noqa: SIM118
+
+
+def test_an_adapter_replaces_one_that_had_a_population_path_and_updates(tmp_path):
+    plain, model = fresh("subj01", "subj02"), finished(fresh("subj01", "subj02"), "subj02")
+    load_adapter(model, saved(tmp_path / "adapter", plain, only="subj02"))
+    assert_same(model, plain)
 
 
 @pytest.mark.parametrize("speed", [{"backend": "reference"}, {"chunk_size": 64}])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foundation.config import BackboneConfig, OptimConfig
+from foundation.config import BackboneConfig, DataConfig, OptimConfig
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ def test_an_order_may_come_twice():
 def test_a_share_of_stage_1_outside_0_to_1_is_refused(share):
     with pytest.raises(ValueError, match=f"optim.stage1_share is {share}; it must lie between 0 and 1"):
         OptimConfig(stage1_share=share)
+
+
+def test_no_sessions_are_refused():
+    with pytest.raises(ValueError, match=r"data\.sessions is 0; it must be 1 at least"):
+        DataConfig(sessions=0)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size"])

@@ -1,11 +1,11 @@
-"""The commands `foundation.pretrain` and `adapt`, whole: from a command line to a registered version."""
+"""The command `foundation.pretrain`, whole: from a command line to a registered version, which `adapt` goes on from."""
 
 import json
 import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,19 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 import adapters.cli
-from data.splits import split_of
 from data.store import PooledStore
 from foundation import pretrain
-from foundation.checkpoint import load_adapter, load_model
+from foundation.checkpoint import load_model
 from foundation.config import DataConfig
-from foundation.evaluation.compare import headline, score_subject
-from foundation.tracking.registry import aliases, find_backbone
+from foundation.recipes import RECIPES
+from foundation.tracking import registry
+from foundation.tracking.packaging import load_packaged
+from foundation.tracking.registry import Registered, aliases, find_backbone, find_version
 from foundation.tracking.runs import TrackedRun, TrackingError, find_runs, tracking_uri
 from foundation.training import course
 from foundation.training.reporter import Reporter
 from foundation.training.run import describe_run, runs_dir
-from tests.tiny_store import ENCODER, SPEC, make_tiny_store
+from tests.tiny_store import ENCODER
 
 SETTINGS = (
     f"phantom-tiny --encoder {ENCODER} --subjects 1 2 --parcels auto:4 --cluster.engine local "
@@ -97,6 +98,10 @@ def versions() -> list[str]:
     return sorted(f"{version.name}/{version.version}" for version in found)
 
 
+def newest_of(name: str) -> Registered:
+    return max(registry.versions(name), key=lambda found: found.version)
+
+
 def test_pretraining_leaves_a_finished_run_with_its_config_metrics_and_scores(pretrained, tiny_store):
     run = read(find_backbone(pretrained).run_id)
     assert run.info.status == "FINISHED"
@@ -112,7 +117,7 @@ def test_pretraining_leaves_a_finished_run_with_its_config_metrics_and_scores(pr
     } <= metrics.keys()
     history = MlflowClient(tracking_uri=tracking_uri()).get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 13))
-    kept = {"backbone", "comparisons.json", "config.json", "scores.json", "scores.png"}
+    kept = {"comparisons.json", "config.json", "model", "scores.json", "scores.png"}
     assert artifacts(run.info.run_id) == kept
     (directory,) = runs_dir().glob("phantom-tiny-*")
     path = download_artifacts(artifact_uri=f"{run.info.artifact_uri}/scores.json")
@@ -130,7 +135,7 @@ SETTLED = ("network_share", "noise_sd")
 
 def test_the_registered_backbone_is_the_finished_best_checkpoint_and_names_its_origin(pretrained, tiny_store):
     backbone = find_backbone(pretrained)
-    model, made_from = load_model(backbone.directory())
+    model, made_from = load_packaged(backbone.directory())
     (directory,) = runs_dir().glob("phantom-tiny-*")
     best, final = (dict(load_model(directory / name)[0].state_dict()) for name in ("best", "final"))
     torch.testing.assert_close(dict(model.state_dict()), final, rtol=0, atol=0)
@@ -147,88 +152,18 @@ def test_the_registered_backbone_is_the_finished_best_checkpoint_and_names_its_o
     for key in ("store_digest", "encoder_digest", "split_digest"):
         assert backbone.tags[key] == made_from[key]
         assert made_from[key].startswith("sha256:")
+    tokens = PooledStore.open(tiny_store).tokens(ENCODER)
+    assert made_from["encoder"].items() >= {"name": ENCODER, "digest": tokens.digest, "spec": tokens.spec}.items()
 
 
-def test_adapting_registers_a_version_that_names_backbone_sessions_seed_and_data(call, pretrained, tiny_store):
-    ended = call(adapters.cli.main, "--subject", "5", "--sessions", "2", "--seed", "4")
+def test_the_next_command_that_is_told_adapts_to_the_subject_that_was_left_out(call, pretrained):
+    ended = call(adapters.cli.main, "--subject", "subj05", "--sessions", "3")
     assert (ended.code, ended.err) == (0, "")
-    adapter = find_backbone("tiny.subj05")
-    wanted = {"backbone": pretrained, "sessions": "2", "seed": "4", "subject": "subj05", "method": "head"}
-    assert wanted.items() <= adapter.tags.items()
-    assert adapter.tags["store"] == str(tiny_store)
-    assert adapter.tags["store_digest"].startswith("sha256:")
-    assert f"registered adapter {adapter.label} as champion" in " ".join(ended.out.split())
-    run = read(adapter.run_id)
-    assert run.info.status == "FINISHED"
-    assert {
-        "validation/voxel_r",
-        "test/voxel_r",
-        "test/voxel_r/subject/subj05",
-        "test/voxel_r_ridge",
-    } <= run.data.metrics.keys()
-    assert artifacts(adapter.run_id) == {"adapter", "comparisons.json", "config.json", "scores.json", "scores.png"}
-    model, _ = load_model(find_backbone(pretrained).directory())
-    assert load_adapter(model, adapter.directory())[0] == "subj05"
-
-
-def test_the_closed_form_alone_can_be_registered_by_name(call, pretrained):
-    ended = call(adapters.cli.main, *"--subject subj05 --sessions 1 --method ridge --backbone tiny".split())
-    assert (ended.code, ended.err) == (0, "")
-    newest = max(versions_of("tiny.subj05"))
-    assert find_backbone(newest).tags.items() >= {"method": "ridge", "sessions": "1", "kept_epoch": "0"}.items()
-
-
-def test_low_rank_updates_are_registered_with_the_adapter_and_load_to_the_same_scores(call, pretrained, tiny_store):
-    ended = call(adapters.cli.main, *"--subject 5 --sessions 2 --method lora --backbone tiny/1".split())
-    assert (ended.code, ended.err) == (0, "")
-    adapter = find_backbone(max(versions_of("tiny.subj05")))
-    assert adapter.tags["method"] == "lora"
-    metrics = read(adapter.run_id).data.metrics
-    model, _ = load_model(find_backbone(pretrained).directory())
-    load_adapter(model, adapter.directory())
-    assert (model.adapter("subj05").lora is not None) == (adapter.tags["kept_epoch"] != "0")
-    store = PooledStore.open(tiny_store)
-    scores = score_subject(
-        {"manybrains": model}, store.subject("subj05"), store.tokens(ENCODER), split_of(store),
-        pictures={}, n_sessions=2, n_bootstraps=20,
-    )  # fmt: skip
-    for name, value in headline(scores).items():
-        assert metrics[name] == pytest.approx(value, abs=1e-6), name
-
-
-REFUSED = {
-    "an unknown subject": ("--subject 9 --sessions 1", "subject '9' is not in .*; it has subj01, subj02, subj05"),
-    "too many sessions": ("--subject 5 --sessions 99", "subj05 has 3 sessions; --sessions 99 must be 1 to 3"),
-    "no sessions": ("--subject 5 --sessions 0", "subj05 has 3 sessions; --sessions 0 must be 1 to 3"),
-    "a seen subject": ("--subject 1 --sessions 1", "tiny/1 was trained on subj01; pass --allow-seen"),
-    "an unknown backbone": ("--subject 5 --sessions 1 --backbone other", "backbone 'other' is not in the registry"),
-    "an absent store": ("--subject 5 --sessions 1 --store {tmp}/none.zarr", "no store at .*none.zarr"),
-    "another encoder": (
-        "--subject 5 --sessions 1 --store {tmp}/other.zarr",
-        "tokens of .* come from another encoder",
-    ),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_adapted_is_one_line_and_leaves_no_run_and_no_version(
-    call, pretrained, tmp_path, words, message
-):
-    if "other.zarr" in words:
-        make_tiny_store(tmp_path / "other.zarr", spec=SPEC | {"seed": 1})
-    before = (versions(), len(find_runs()))
-    ended = call(adapters.cli.main, *words.format(tmp=tmp_path).split())
-    assert ended.code == 1
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
-    assert pytest.RaisesExc(ValueError, match=message).matches(ValueError(ended.err)), ended.err
-    assert (versions(), len(find_runs())) == before
-
-
-def test_a_seen_subject_may_be_adapted_to_if_one_asks_for_it(call, pretrained):
-    ended = call(adapters.cli.main, *"--subject 1 --sessions 1 --allow-seen --method ridge".split())
-    assert (ended.code, ended.err) == (0, "")
-    assert find_backbone("tiny.subj01").version == 1
+    adapter = find_version("tiny.subj05", kind="adapter")
+    assert adapter.tags["backbone"] == pretrained
+    model, made_from = load_packaged(adapter.directory())
+    assert model.subjects == ["subj01", "subj02", "subj05"]
+    assert made_from["encoder"] == load_packaged(find_backbone(pretrained).directory())[1]["encoder"]
 
 
 def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had_been(
@@ -237,7 +172,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     settings = [*SETTINGS, "--store", str(tiny_store), "--seed", "1"]
     whole = call(pretrain.main, *settings)
     assert whole.code == 0
-    expected = find_backbone(max(versions_of("tiny")))
+    expected = newest_of("tiny")
     tell = Reporter.__call__
 
     def interrupt(self, metrics, step):
@@ -264,10 +199,10 @@ def test_an_interrupted_run_goes_on_from_where_it_was_and_ends_as_if_nothing_had
     assert (resumed.code, resumed.err) == (0, "")
     assert "going on from step 5" in resumed.out
     assert read(run.info.run_id).info.status == "FINISHED"
-    found = find_backbone(max(versions_of("tiny")))
+    found = newest_of("tiny")
     assert found.version == expected.version + 1
     assert found.run_id == run.info.run_id
-    one, other = (dict(load_model(registered.directory())[0].state_dict()) for registered in (found, expected))
+    one, other = (dict(load_packaged(registered.directory())[0].state_dict()) for registered in (found, expected))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
     again = call(pretrain.main, *settings, "--resume")
     assert again.code == 1
@@ -348,12 +283,8 @@ def test_a_signal_outside_of_training_interrupts_at_once_and_what_it_cut_off_is_
     assert (resumed.code, resumed.err) == (0, "")
     assert read(run.info.run_id).info.status == "FINISHED"
     assert describe_run(directory)["status"] == "finished"
-    expected = dict(load_model(find_backbone(pretrained).directory())[0].state_dict())
+    expected = dict(load_packaged(find_backbone(pretrained).directory())[0].state_dict())
     torch.testing.assert_close(dict(load_model(directory / course.FINAL)[0].state_dict()), expected, rtol=0, atol=0)
-
-
-def versions_of(name: str) -> list[str]:
-    return [label for label in versions() if label.startswith(f"{name}/")]
 
 
 def test_a_run_that_fails_is_marked_so_and_registers_nothing(call, pretrained, tiny_store):
@@ -390,9 +321,29 @@ def test_data_config_names_what_stands_in_for_a_store():
 
 
 def test_a_run_killed_before_it_was_scored_is_scored_and_registered_by_resume(call, pretrained, tiny_store):
-    directory = runs_dir() / load_model(find_backbone(pretrained).directory())[1]["run"]
+    directory = runs_dir() / load_packaged(find_backbone(pretrained).directory())[1]["run"]
     describe_run(directory, status="trained")
     ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), "--resume", directory.name)
     assert (ended.code, ended.err) == (0, "")
     assert "registered backbone tiny/" in " ".join(ended.out.split())
     assert describe_run(directory)["status"] == "finished"
+
+
+def test_a_run_of_the_first_sessions_says_so_wherever_runs_and_versions_are_compared(
+    call, pretrained, tiny_store, monkeypatch
+):
+    recipe = RECIPES["phantom-tiny"]
+    monkeypatch.setitem(RECIPES, "phantom-tiny", replace(recipe, data=replace(recipe.data, sessions=2)))
+    ended = call(pretrain.main, *SETTINGS, "--store", str(tiny_store), "--seed", "6")
+    assert (ended.code, ended.err) == (0, "")
+    version = newest_of("tiny")
+    run = read(version.run_id)
+    assert run.data.params["data.sessions"] == "2"
+    assert run.data.tags["manybrains.sessions"] == "2"
+    (ridge,) = [
+        r
+        for r in find_runs("tags.`manybrains.kind` = 'baseline'")
+        if r.data.tags.get("mlflow.parentRunId") == run.info.run_id
+    ]
+    assert ridge.data.tags["manybrains.sessions"] == "2"
+    assert load_packaged(version.directory())[1]["recipe"]["data"]["sessions"] == 2

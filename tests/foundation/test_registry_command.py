@@ -9,7 +9,7 @@ from foundation import registry
 from foundation.tracking.publish import publish
 from foundation.tracking.registry import Registered, find_version
 from foundation.tracking.runs import TrackedRun
-from tests.tiny_scores import tiny_scores
+from tests.planted_scores import planted_versions
 from tests.tiny_version import ADAPTED, save_parts
 
 NAME = f"tiny.{ADAPTED}"
@@ -28,7 +28,7 @@ def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             run = TrackedRun.start("run", kind="adapt", config={}, tags={})
             given = {"split_digest": "sha256:a"} | lineage
             own = adapter if kind == "adapter" else None
-            scores = tiny_scores(noise)
+            scores = planted_versions(noise)
             return publish(run, name=name, kind=kind, backbone=backbone, adapter=own, lineage=given, scores=scores)
 
         register("tiny", "backbone", {"subj01": 0.3, "subj02": 0.4}, validation_voxel_r=0.25)

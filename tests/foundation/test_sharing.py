@@ -16,7 +16,7 @@ from foundation.tracking.packaging import adapter_in, backbone_in, card_in, load
 from foundation.tracking.publish import publish
 from foundation.tracking.registry import Registered, aliases, find_adapter, find_backbone, versions
 from foundation.tracking.runs import TrackedRun, TrackingError, client, find_runs
-from tests.tiny_scores import tiny_scores
+from tests.planted_scores import planted_versions
 from tests.tiny_version import ADAPTED, save_parts
 
 NAME = f"tiny.{ADAPTED}"
@@ -34,7 +34,7 @@ def published(directory: Path, kind: str, *, validation: float = 0.3) -> Registe
         backbone=backbone,
         adapter=adapter if kind == "adapter" else None,
         lineage=lineage | {"validation_voxel_r": validation},
-        scores=tiny_scores({ADAPTED: 0.3} if kind == "adapter" else {"subj01": 0.3, "subj02": 0.4}),
+        scores=planted_versions({ADAPTED: 0.3} if kind == "adapter" else {"subj01": 0.3, "subj02": 0.4}),
     )
 
 

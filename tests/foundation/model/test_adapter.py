@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from foundation.closed_form.population_start import N_LANDMARKS, RANK
 from foundation.model.adapter import Adapter
 from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
-from foundation.model.linear_path import LinearShape, linear_features
+from foundation.model.linear_path import LinearShape
+from foundation.model.population import PopulationPath
 from foundation.model.spatial import COARSE_PYRAMID, field_pyramid
 from foundation.recipes import recipe_named
 from tests.tiny_store import TINY_BACKBONE
@@ -120,15 +122,14 @@ def test_an_adapter_without_fields_has_none_to_be_placed(changes):
     fresh(**changes).place_fields(field_pyramid(COARSE_PYRAMID), voxel=torch.arange(7), roi=torch.arange(3))
 
 
-def test_network_and_closed_form_path_are_mixed_voxel_by_voxel(adapter):
-    adapter.linear.bias.copy_(torch.arange(7.0))
-    features = linear_features(torch.randn(3, 2, 5), torch.randn(3, 2, 16, 5), grid=2)
-    network, share = torch.randn(3, 7), torch.tensor([0, 1, 0.5, 0.25, 0, 1, 0.9])
+def test_network_and_closed_form_paths_are_mixed_voxel_by_voxel(adapter):
+    network, closed_form = torch.randn(2, 3, 7)
+    share = torch.tensor([0, 1, 0.5, 0.25, 0, 1, 0.9])
     assert adapter.alone
     adapter.network_share.copy_(share)
     assert not adapter.alone
-    found = adapter.mixed(network, features)
-    np.testing.assert_allclose(found, share * network + (1 - share) * torch.arange(7), rtol=1e-6)
+    found = adapter.mixed(network, closed_form)
+    np.testing.assert_allclose(found, share * network + (1 - share) * closed_form, rtol=1e-5, atol=1e-6)
 
 
 def test_a_fresh_adapter_gates_both_streams_alike_predicts_by_the_network_alone_and_knows_no_noise():
@@ -136,6 +137,7 @@ def test_a_fresh_adapter_gates_both_streams_alike_predicts_by_the_network_alone_
     torch.testing.assert_close(adapter.roi_values(streams_of_three()).share, torch.full((3, 3), 0.5))
     assert (adapter.n_voxel, adapter.n_roi, adapter.alone) == (7, 3, True)
     assert adapter.noise_sd.isnan().all()
+    assert adapter.lora is adapter.population is None
 
 
 def test_the_numbers_of_an_adapter_are_its_parameters_its_closed_form_path_and_its_bookkeeping(adapter):
@@ -144,8 +146,16 @@ def test_the_numbers_of_an_adapter_are_its_parameters_its_closed_form_path_and_i
     path = LINEAR.whole * 3 + LINEAR.channel * 2 + 7 * (3 + 2 + 2 + 1 + 1)
     bookkeeping = 4 * 7  # ROI, target weight, network's share and noise of each voxel
     assert adapter.n_numbers == of_readouts + of_rois + fields + path + bookkeeping
+    adapter.population = PopulationPath(7, 11, 2)
+    population = 11 * (2 + 1 + 2) + 7 * 2  # two numbers name a landmark; its mean and factors; the voxels' weights
+    assert adapter.n_numbers == of_readouts + of_rois + fields + path + bookkeeping + population
 
 
 def test_an_adapter_of_16000_voxels_has_at_most_two_million_numbers_in_recipe_base():
     model = EncodingModel(TokenShape(depth=4, patch=256, width=384), recipe_named("base").backbone, {})
     assert model.add_subject("subj01", torch.arange(16_000) // 30).n_numbers <= 2_000_000
+
+
+def test_a_population_path_adds_at_most_a_million_numbers_to_an_adapter_of_16000_voxels():
+    path = PopulationPath(16_000, N_LANDMARKS, RANK)
+    assert sum(buffer.numel() for buffer in path.buffers()) <= 1_000_000

@@ -10,6 +10,7 @@ from foundation.config import LossConfig
 from foundation.losses import objective
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
+from foundation.model.population import PopulationPath
 from foundation.recipes import recipe_named
 from foundation.training.optim import stage_of
 from tests.tiny_store import TINY_BACKBONE
@@ -313,6 +314,106 @@ def test_the_path_sees_tokens_in_units_of_the_training_images_and_all_patches_wh
     assert found.patch.shape == (50, 16, 10)
     torch.testing.assert_close(found.whole, expected.whole, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.patch, expected.patch, rtol=1e-3, atol=1e-4)
+
+
+# -- the population path -----------------------------------------------------------------------------------------------
+
+LANDMARKS = torch.tensor([[0, 3], [2, 12], [0, 10], [2, 0]])
+"""Voxels of subj01 and subj05."""
+
+
+def solve_population(model: EncodingModel, subject: str) -> PopulationPath:
+    """Give the subject a population path with numbers in it."""
+    path = model.add_population(subject, len(LANDMARKS), 2)
+    for buffer in (path.mean, path.basis, path.weight):
+        buffer.normal_()
+    path.landmark.copy_(LANDMARKS)
+    return path
+
+
+@torch.no_grad()
+def test_a_landmark_is_what_the_model_predicts_for_that_voxel_of_that_subject(model):
+    solve_path(model, "subj05")  # one is a mixture, the other the network alone
+    path, (cls, patch) = solve_population(model, "subj02"), tokens()
+    found = model.population(cls, patch, path)
+    of_subject = {0: model.predict(cls, patch, "subj01"), 2: model.predict(cls, patch, "subj05")}
+    for column, (number, voxel) in enumerate(LANDMARKS.tolist()):
+        torch.testing.assert_close(found[:, column], of_subject[number][:, voxel], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_closed_form_is_both_paths_and_is_mixed_with_the_network(model):
+    cls, patch = tokens()
+    network = model(cls, patch, {"subj02": slice(0, 8)}).subjects["subj02"].voxel
+    solve_path(model, "subj02")
+    adapter, path = model.adapter("subj02"), solve_population(model, "subj02")
+    linear = adapter.linear(model.linear_features(cls, patch))
+    expected = linear + path(model.population(cls, patch, path))
+    assert (expected - linear).std() > 0.1
+    torch.testing.assert_close(model.closed_form(cls, patch, "subj02"), expected)
+    share = adapter.network_share
+    torch.testing.assert_close(model.predict(cls, patch, "subj02"), share * network + (1 - share) * expected)
+
+
+@torch.no_grad()
+def test_an_unsolved_population_path_changes_no_prediction(model):
+    cls, patch = tokens()
+    solve_path(model, "subj02")
+    before = model.predict(cls, patch, "subj02")
+    model.add_population("subj02", 4, 2)
+    torch.testing.assert_close(model.predict(cls, patch, "subj02"), before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_draws_of_single_trials_are_around_the_population_too():
+    model = fitted(made_with(latent=None), "subj02")
+    solve_path(model, "subj02")
+    before = model.sample(*tokens(), "subj02", 2, generator=torch.Generator().manual_seed(5))
+    path, share = solve_population(model, "subj02"), model.adapter("subj02").network_share
+    after = model.sample(*tokens(), "subj02", 2, generator=torch.Generator().manual_seed(5))
+    expected = (1 - share) * path(model.population(*tokens(), path))
+    torch.testing.assert_close(after - before, expected.expand_as(after), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_population_is_the_frozen_backbones_whatever_updates_the_new_subject_has(model):
+    path = solve_population(model, "subj02")
+    before = model.population(*tokens(), path)
+    for up in model.add_lora("subj02", 2).up.values():
+        torch.nn.init.normal_(up)
+    torch.testing.assert_close(model.population(*tokens(), path), before, rtol=0, atol=0)
+
+
+def test_a_population_path_belongs_to_the_adapter_and_replaces_the_one_before(model):
+    model.add_population("subj02", 9, 3)
+    path = model.add_population("subj02", 4, 2)
+    assert model.adapter("subj02").population is path
+    assert path.weight.shape == (5, 2)
+    n_parameters = len(list(model.parameters()))
+    model.adapter("subj02").population = None
+    assert len(list(model.parameters())) == n_parameters
+
+
+def test_a_subject_that_anothers_population_is_read_from_cannot_be_dropped(model):
+    solve_population(model, "subj02")
+    with pytest.raises(ValueError, match="'subj02' is predicted from voxels of 'subj01'; drop 'subj02' first"):
+        model.drop_subject("subj01")
+    assert model.subjects == list(PARCELS)
+    model.drop_subject("subj02")
+    model.drop_subject("subj01")
+    assert model.subjects == ["subj05"]
+
+
+@torch.no_grad()
+def test_dropping_and_renaming_others_leaves_the_populations_prediction(model):
+    model.add_subject("subj09", torch.arange(6) // 2)
+    model.adapter("subj09").network_share.zero_()
+    path = solve_population(model, "subj09")
+    expected = model.predict(*tokens(), "subj09")
+    model.drop_subject("subj02")  # before one of the landmarks' subjects
+    model.rename_subject("subj05", "amy")
+    assert path.landmark.tolist() == [[0, 3], [1, 12], [0, 10], [1, 0]]
+    torch.testing.assert_close(model.predict(*tokens(), "subj09"), expected, rtol=1e-5, atol=1e-6)
 
 
 # -- draws of single trials --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from foundation.evaluation.compare import headline
 from foundation.evaluation.score import Scores
 from foundation.tracking.cards import card_text, checked_card, differences, make_card, read_card, tags_of, write_card
-from tests.tiny_scores import tiny_scores
+from tests.planted_scores import planted_versions
 
 LINEAGE = {
     "backbone": "tiny/1",
@@ -21,7 +21,7 @@ LINEAGE = {
 
 
 def card(noise: dict[str, float] | None = None, **lineage) -> dict:
-    scores = tiny_scores(noise or {"subj05": 0.3})
+    scores = planted_versions(noise or {"subj05": 0.3})
     subjects = list(noise or {"subj05": 0.3})
     kind = "adapter" if len(subjects) == 1 else "backbone"
     return make_card(name="tiny.subj05", kind=kind, subjects=subjects, lineage=LINEAGE | lineage, scores=scores)
@@ -49,7 +49,7 @@ def test_a_model_that_was_not_scored_has_a_card_without_numbers(tmp_path):
 
 
 def test_tags_are_the_headline_per_subject_and_over_them_and_the_plain_lineage():
-    scores = tiny_scores({"subj01": 0.3, "subj02": 0.9})
+    scores = planted_versions({"subj01": 0.3, "subj02": 0.9})
     made = make_card(name="tiny", kind="backbone", subjects=["subj01", "subj02"], lineage=LINEAGE, scores=scores)
     tags, numbers = tags_of(made), headline(scores)
     assert tags["protocol"] == "strict"

@@ -13,7 +13,7 @@ from foundation.tracking.packaging import card_in, load_packaged, load_parts
 from foundation.tracking.publish import publish
 from foundation.tracking.registry import find_version, versions
 from foundation.tracking.runs import TrackedRun, TrackingError, client
-from tests.tiny_scores import tiny_scores
+from tests.planted_scores import planted_versions
 from tests.tiny_version import ADAPTED, save_parts
 
 NAMES = (f"published{i}" for i in itertools.count())
@@ -33,7 +33,7 @@ def run() -> TrackedRun:
 
 def test_an_adapter_is_published_with_its_backbone_card_tags_and_description(name, run, tmp_path):
     backbone, adapter, _ = save_parts(tmp_path)
-    scores = tiny_scores({ADAPTED: 0.3})
+    scores = planted_versions({ADAPTED: 0.3})
     made = publish(run, name=name, kind="adapter", backbone=backbone, adapter=adapter, lineage=LINEAGE, scores=scores)
     assert made == find_version(name, kind="adapter")
     found, lineage = load_packaged(made.directory())
@@ -54,7 +54,7 @@ def test_an_adapter_is_published_with_its_backbone_card_tags_and_description(nam
 
 def test_a_backbone_of_many_subjects_is_described_in_what_a_description_may_hold(name, run, tmp_path):
     backbone, _, _ = save_parts(tmp_path)
-    scores = tiny_scores({f"subj{i:02d}": 0.3 for i in range(1, 13)})
+    scores = planted_versions({f"subj{i:02d}": 0.3 for i in range(1, 13)})
     publish(run, name=name, kind="backbone", backbone=backbone, adapter=None, lineage={}, scores=scores)
     description = client().get_model_version(name, "1").description or ""
     assert 3000 < len(description) <= 5000
@@ -79,7 +79,7 @@ def test_a_server_that_refuses_leaves_nothing_registered(name, run, tmp_path, mo
                 backbone=backbone,
                 adapter=None,
                 lineage={},
-                scores=tiny_scores({"subj01": 0.3}),
+                scores=planted_versions({"subj01": 0.3}),
             )
     assert versions(name) == []
     assert name not in {model.name for model in client().search_registered_models()}

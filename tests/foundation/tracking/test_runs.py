@@ -1,6 +1,10 @@
 """What a run leaves in MLflow, read back with MLflow's own client."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +113,67 @@ def test_runs_are_found_newest_first(started):
     only = find_runs("tags.`manybrains.kind` = 'adapt'")
     assert second.id in {run.info.run_id for run in only}
     assert started.id not in {run.info.run_id for run in only}
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (SystemExit, "FAILED")],
+)
+def test_a_run_ends_as_its_block_does_and_what_was_raised_is_passed_on(started, cause, status):
+    seen = []
+
+    def block() -> None:
+        with started.ending() as run:
+            seen.append(run)
+            assert read(run).info.status == "RUNNING"
+            if cause is not None:
+                raise cause("cut off")
+
+    with contextlib.nullcontext() if cause is None else pytest.raises(cause, match="cut off"):
+        block()
+    assert seen == [started]
+    assert read(started).info.status == status
+
+
+FIRST_RUN = """
+import sys
+from foundation.tracking.runs import TrackedRun
+print("ready", flush=True)
+sys.stdin.readline()
+with TrackedRun.start("first", kind="adapt", config={}, tags={}).ending() as run:
+    run.log({"r": 0.5})
+"""
+
+
+def test_processes_that_start_at_once_in_an_empty_home_make_one_database_between_them(tmp_path):
+    environment = os.environ | {"MANYBRAINS_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_RUN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in started:
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == EXPERIMENT]
+    runs = client.search_runs([experiment.experiment_id])
+    assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"r": 0.5})] * 2

@@ -130,6 +130,46 @@ def test_the_start_looks_at_no_validation_or_test_response(started, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def of_sessions(store: Path, n_sessions: int | None, directory: Path, **of_recipe) -> Plan:
+    """A run of the first sessions of the subject whose positions are known, its parcels made of responses."""
+    recipe = tiny_recipe(store, **of_recipe)
+    data = replace(recipe.data, sessions=n_sessions, subjects=("subj02",), parcels="functional:4")
+    return plan(replace(recipe, data=data), directory)
+
+
+def test_a_run_of_the_first_sessions_learns_nothing_from_later_ones(tiny_store, tmp_path):
+    """From its parcels and token statistics to the noise of single trials: bit for bit, whatever was measured later."""
+    make_tiny_store(tmp_path / "spoilt.zarr", spoilt=(3,))
+    found = []
+    for name, store in (("spoilt", tmp_path / "spoilt.zarr"), ("clean", tiny_store)):
+        made = of_sessions(store, 2, tmp_path / name, epochs=1)
+        run(made)
+        finish_run(made)
+        found.append(weights(tmp_path / name / FINAL))
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
+
+
+def test_images_token_statistics_and_parcels_are_those_of_the_first_sessions(tiny_store, tmp_path):
+    made = of_sessions(tiny_store, 1, tmp_path)
+    material, of_all = Material(made), Material(of_sessions(tiny_store, None, tmp_path))
+    store = material.store
+    subject = store.subject("subj02")
+    assert subject.session is not None
+    shown = set(subject.image[subject.session == 1].tolist())
+    rows = sorted(row for row in shown if row < 44)
+    assert 0 < len(rows) < 44
+    assert material.train["subj02"].image.tolist() == rows
+    assert material.validation["subj02"].image.tolist() == sorted(row for row in shown if 44 <= row < 52)
+    assert material.parcels["subj02"].key != of_all.parcels["subj02"].key
+    assert set(material.parcels["subj02"].used_images.tolist()) <= set(rows)
+    start_run(made)
+    model, made_from = load_model(tmp_path / START)
+    assert made_from["recipe"]["data"]["sessions"] == 1
+    cls, patch = (tokens.astype(np.float64) for tokens in store.tokens(ENCODER).read(np.array(rows)))
+    np.testing.assert_allclose(model.streams.cls_mean, cls.mean(0), atol=1e-4)
+    np.testing.assert_allclose(model.streams.patch_mean, patch.mean((0, 2)), atol=1e-4)
+
+
 def test_gradient_steps_leave_the_closed_form_path_as_it_was(finished):
     first, last = (weights(finished.directory / name) for name in (START, "best"))
     path = [key for key in first if ".linear." in key]
