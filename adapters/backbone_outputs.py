@@ -38,11 +38,21 @@ class BackboneOutputs:
     tokens : the encoder's tokens of the store's images.
     backbone : digest of the backbone's weights.
     images : identities of all images of the store, by row.
+    pictures : digests of their pictures, by row, of those that have one (`PooledStore.picture_digests`).
     """
 
-    def __init__(self, model: EncodingModel, tokens: TokenReader, *, backbone: str, images: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: EncodingModel,
+        tokens: TokenReader,
+        *,
+        backbone: str,
+        images: Sequence[str],
+        pictures: Mapping[int, str] | None = None,
+    ) -> None:
         self._model, self._tokens, self._n_images = model, tokens, len(images)
         self._made_from = {"version": VERSION, "backbone": backbone, "encoder": tokens.digest, "images": list(images)}
+        self._made_from |= {"pictures": sorted((pictures or {}).items()), "tokens": tokens.provenance}
 
     def streams(self, rows: Int[np.ndarray, " image"]) -> Streams:
         """Return the streams' outputs to the images of `rows`."""

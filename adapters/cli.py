@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from adapters.backbone_outputs import BackboneOutputs
-from adapters.course import Adapted, Material, Settings, adapt_subject, check_subject, gather
+from adapters.course import Adapted, Material, Settings, adapt_subject, check_images, check_subject, gather
 from adapters.fit import Fitted, Method
 from data.command_line import CommonOptions, Session, begin, run
 from data.places import save_place
@@ -73,6 +73,8 @@ class Base:
     store: PooledStore
     where: str
     subject: str
+    images: str = ""
+    """How it was made sure that the backbone hasn't seen the subject's test images."""
 
     def model(self) -> EncodingModel:
         """Return the backbone, as it was registered."""
@@ -109,6 +111,9 @@ def adapt(command: Adapt) -> None:
             allow_seen=command.allow_seen,
         ),
     )
+    base = replace(base, images=check_images(store, base.subject, made_from, label=registered.label))
+    if base.images.startswith("not checked"):
+        console.print(f"whether the backbone was trained on test images of {base.subject} is {base.images}")
     if command.curve is None:
         adapt_once(command, base, wanted[0], console)
         console.print("next: make ui   (compare the runs in MLflow)")
@@ -169,7 +174,13 @@ def adapt_once(
     name = f"adapt-{subject}-{n_sessions}s-{registered.name}"
     with TrackedRun.start(name, kind="adapt", config=lineage, tags=lineage, parent=parent).ending() as tracked:
         model = base.model()
-        outputs = BackboneOutputs(base.model(), material.tokens, backbone=base.digest, images=base.store.image_ids())
+        outputs = BackboneOutputs(
+            base.model(),
+            material.tokens,
+            backbone=base.digest,
+            images=base.store.image_ids(),
+            pictures=base.store.picture_digests(),
+        )
         adapted = adapt_subject(model, material, base.made_from, settings=settings, outputs=outputs, log=tracked.log)
         console.print(_told(adapted.fitted, material))
         console.print(f"{subject}: {adapted.settled}")
@@ -180,7 +191,7 @@ def adapt_once(
         log_baselines(scores, tags=lineage, parent=parent)
         version = _register(model, base, lineage, adapted, scores, tracked)
         tracked.tag({"adapter": version.label})
-        alias = aliases(version)[0]
+        alias = ", ".join(aliases(version)) or "no alias"
         console.print(f"registered adapter {version.label} as {alias}; runs are in {tracking_uri()}")
     return scores, material
 
@@ -196,6 +207,7 @@ def _lineage(command: Adapt, base: Base) -> dict[str, str]:
         "seed": str(command.seed),
         "method": command.method,
         "store": base.where,
+        "backbone_images": base.images,
         "store_digest": base.store.digest([base.subject], encoder),
         "code_version": code_version(),
     }

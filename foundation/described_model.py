@@ -45,7 +45,9 @@ def check_description(description: Mapping[str, Any], declared: Mapping[str, Dec
     if not isinstance(subjects, list) or len(set(map(str, subjects))) < len(subjects) or len(subjects) > MAX_SUBJECTS:
         raise ValueError(f"{where} is refused: its subjects aren't a list of names")
     for subject in subjects:
-        check_name(str(subject), f"{where} is refused: subject")
+        if not isinstance(subject, str):
+            raise ValueError(f"{where} is refused: a subject is {str(subject)[:30]}, no name")
+        check_name(subject, f"{where} is refused: subject")
     for part, kind in ((shape, TokenShape), (description["backbone"], BackboneConfig)):
         if not _fits(part, kind):
             raise ValueError(f"{where} is refused: it describes no {kind.__name__} of this version: {str(part)[:200]}")

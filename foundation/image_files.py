@@ -23,6 +23,8 @@ Pixels = UInt8[np.ndarray, "_height _width 3"]
 """A picture; in a list of them each has a size of its own."""
 MAX_PIXELS = 64_000_000
 """Of one picture: more than any camera gives, and what little memory holds."""
+MAX_ASPECT = 50
+"""Encoders resize the shorter side to theirs: a strip would become a picture of any length."""
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow has others that run programs or have no end
 _HDF5 = {".h5", ".hdf5", ".he5"}
 _NSD = "imgBrick"  # of NSD's nsd_stimuli.hdf5
@@ -60,6 +62,9 @@ def _reason(error: BaseException) -> str:
 
 def _opened(source: Path | bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        picture.close()
+        raise ValueError(f"it is {picture.width} x {picture.height}, longer than {MAX_ASPECT} times its other side")
     if picture.width * picture.height > MAX_PIXELS:
         picture.close()
         raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")

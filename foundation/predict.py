@@ -16,7 +16,7 @@ from foundation.model.encoding_model import EncodingModel
 from foundation.prediction import BATCH, UNIT, Predictor, encoder_of
 from foundation.prediction_files import PredictionFile, check_name
 from foundation.tracking.packaging import adapter_in, load_packaged
-from foundation.tracking.registry import find_adapter, find_backbone
+from foundation.tracking.registry import NoAdapterError, find_adapter, find_backbone
 
 PROGRAM = "python -m foundation.predict"
 
@@ -104,10 +104,12 @@ def _write(command: Predict, file: PredictionFile, predictor: Predictor, images:
 
 def _served(command: Predict, console: Console) -> Served:
     """Return the subject's adapter, or the backbone's own of a subject that it was trained on."""
+    if command.adapter is not None and command.backbone is not None:
+        raise ValueError("--adapter names a model with its backbone in it: leave out --backbone, or --adapter")
     try:
         version = find_adapter(command.subject, backbone=command.backbone, name=command.adapter)
-    except ValueError:
-        found = None if command.adapter else _of_backbone(command)
+    except NoAdapterError:
+        found = _of_backbone(command)
         if found is None:
             raise
         console.print(f"{found.subject} has no adapter of its own; {found.label} was trained on it, and predicts it")

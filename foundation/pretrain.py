@@ -15,6 +15,7 @@ from tyro.conf import arg
 from cluster.config import PRESETS, ClusterConfig, check_batch
 from data.command_line import CommonOptions, Session, begin, or_exit, run
 from data.preprocess import n_sessions_of
+from data.schema import check_name
 from data.splits import split_of
 from foundation.checkpoint import load_model
 from foundation.config import Recipe
@@ -23,7 +24,7 @@ from foundation.evaluation.score import merge_scores
 from foundation.evaluation.table import print_scores
 from foundation.recipe_options import NEWEST, Opened, RecipeOptions, Words, opened
 from foundation.tracking.publish import publish
-from foundation.tracking.registry import aliases
+from foundation.tracking.registry import aliases, versions
 from foundation.tracking.runs import TrackedRun, TrackingError
 from foundation.tracking.scores import log_baselines, log_scores
 from foundation.training.course import FINAL, finish_run, start_run, train_run
@@ -88,6 +89,7 @@ def pretrain(command: Pretrain) -> None:
     if command.cluster.engine == "ray":
         _join(command.cluster)
     data = opened(recipe, tell=console.print)
+    check_name(_registered_name(recipe, data), "a backbone's name in the registry, which is its store's,")
     directory, tracked = _open_run(command, recipe, data, console)
     subjects, engine = ", ".join(data.subjects), command.cluster.engine
     console.print(f"run {directory.name}: {recipe.name} on {subjects} of {data.where}, engine {engine}")
@@ -234,19 +236,18 @@ def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: 
     tags |= {"code_version": made_from["code_version"], "subjects": " ".join(names), "seed": str(recipe.seed)}
     tags |= {"sessions": str(recipe.data.sessions)} if recipe.data.sessions is not None else {}
     tracked.tag(tags)
-    log_baselines(scores, tags=tags, parent=tracked.id)
-    name = recipe.name if recipe.data.store is None else store.name
-    registered = publish(
-        tracked,
-        name=name,
-        kind="backbone",
-        backbone=final,
-        adapter=None,
-        lineage=made_from | {"recipe_name": recipe.name, "seed": recipe.seed},
-        scores=scores,
+    log_baselines(scores, tags=tags, parent=tracked.id, uri=tracked.uri)
+    name = _registered_name(recipe, data)
+    lineage = made_from | {"recipe_name": recipe.name, "seed": recipe.seed}
+    lineage |= {"sessions": recipe.data.sessions} if recipe.data.sessions is not None else {}
+    known = [version for version in versions(name, uri=tracked.uri) if version.run_id == tracked.id]
+    registered = (  # a run that was interrupted right here has its version already
+        known[0]
+        if known
+        else publish(tracked, name=name, kind="backbone", backbone=final, adapter=None, lineage=lineage, scores=scores)
     )
     tracked.tag({"backbone": registered.label})
-    alias = aliases(registered, uri=tracked.uri)[0]
+    alias = ", ".join(aliases(registered, uri=tracked.uri)) or "no alias"
     console.print(f"registered backbone {registered.label} as {alias}; runs are in {tracked.uri}")
     unseen = [name for name in store.subjects if name not in names and store.subject(name).session is not None]
     if unseen:
@@ -254,6 +255,11 @@ def _score_and_register(plan: Plan, data: Opened, tracked: TrackedRun, console: 
         n_sessions = min(3, n_sessions_of(store.subject(subject)) or 0)
         console.print(f"next: adapt --subject {subject} --sessions {n_sessions}   (a subject that it hasn't seen)")
     console.print("then: make ui   (compare the runs in MLflow)")
+
+
+def _registered_name(recipe: Recipe, data: Opened) -> str:
+    """Return the backbone's name in the registry: its recipe's, or that of the store it was told to use."""
+    return recipe.name if recipe.data.store is None else data.store.name
 
 
 def arguments(args: Sequence[str]) -> tuple[Pretrain, list[str]]:

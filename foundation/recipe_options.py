@@ -34,6 +34,8 @@ class RecipeOptions:
     parcels: str = "auto:30"
     """ROIs of Stage 1: sequential:30, compact:30, auto:30 (compact where positions are known), functional:30,
     roi:FAMILY or atlas:PATH."""
+    sessions: int | None = None
+    """Learn from the first N sessions of each subject (default: all)."""
     shuffle_buffer: int | None = None
     """Samples of each subject within which the order is shuffled (default: the whole epoch)."""
     start: Literal["ridge", "random"] = "ridge"
@@ -68,7 +70,7 @@ class RecipeOptions:
         return replace(recipe, data=replace(recipe.data, **of_data), **of_recipe)
 
 
-_OF_DATA = ("store", "subjects", "encoder", "parcels", "shuffle_buffer")
+_OF_DATA = ("store", "subjects", "encoder", "parcels", "sessions", "shuffle_buffer")
 _OF_RECIPE = tuple(field.name for field in fields(RecipeOptions) if field.name not in ("recipe", *_OF_DATA))
 
 

@@ -30,4 +30,5 @@ def tuning_root(model: EncodingModel, subjects: Sequence[str]) -> Float32[np.nda
     kept = sizes.square() > _NEGLIGIBLE * sizes[0].square()
     if not kept.any():
         return None
-    return (left[:, kept] * sizes[kept]).float().numpy()
+    n_voxels = sum(len(path.weight_field) for path in paths)
+    return (left[:, kept] * sizes[kept] / n_voxels**0.5).float().numpy()

@@ -6,7 +6,6 @@ says in words stands in Markdown as code, so that a stranger's card can't bring 
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ FORMAT, FORMAT_VERSION = "manybrains-card", 1
 OURS = "manybrains"
 LICENCE = "Responses and images belong to their data set: see its terms. The weights were learned from both."
 _TEXT_LIMIT = 300
+_LARGEST = 1e9
 _TAKEN = ("kind", "protocol", "imported_from", "imported_name")
 _HEADINGS = {"voxel_r": "voxel r", "pattern_r": "pattern r", "mse": "MSE", "r2_ceiling": "r²/c"}
 
@@ -157,7 +157,7 @@ def _check_lineage(lineage: Mapping[str, Any], where: object) -> None:
     score = lineage.get("validation_voxel_r", 0.0)
     try:
         float(score)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} is damaged: validation_voxel_r is {str(score)[:40]!r}, no number") from error
 
 
@@ -172,7 +172,7 @@ def _check_row(entry: Any, kind: type[Row] | type[Comparison], where: object) ->
         elif fields[key] == "int":
             good = isinstance(value, int) and value >= 0
         else:
-            good = value is None or (isinstance(value, float | int) and math.isfinite(value))
+            good = value is None or (isinstance(value, float | int) and abs(value) < _LARGEST)  # NaN isn't, either
         if not good:
             raise ValueError(f"{where} is damaged: {key} of a score is {str(value)[:40]!r}")
     if "system" in fields:

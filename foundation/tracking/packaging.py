@@ -129,8 +129,17 @@ def _n_voxels(directory: Path, kind: str) -> dict[str, int]:
 
 
 def backbone_in(directory: Path) -> Path:
-    """Return the backbone's model directory in a version's `directory`."""
-    return directory / _ARTIFACTS / "backbone"
+    """Return the backbone's model directory in a version's `directory`.
+
+    Raises
+    ------
+    ValueError
+        If there is none: a version of before versions were MLflow models.
+    """
+    path = directory / _ARTIFACTS / "backbone"
+    if not path.is_dir():
+        raise ValueError(f"{directory} holds no backbone: an older manybrains registered it; pretrain or adapt again")
+    return path
 
 
 def adapter_in(directory: Path) -> Path | None:
@@ -169,5 +178,8 @@ def load_parts(backbone: Path, adapter: Path | None) -> tuple[EncodingModel, dic
     if adapter is None:
         return model, lineage
     _, of_adapter = load_adapter(model, adapter)
+    fitted_on = of_adapter.get("backbone_digest")
+    if fitted_on is not None and fitted_on != read_description(backbone)["weights"]:
+        raise ValueError(f"the adapter in {adapter} was fitted on another backbone than the one in {backbone}")
     encoder = {"encoder": lineage["encoder"]} if "encoder" in lineage else {}
     return model.eval(), encoder | of_adapter

@@ -34,6 +34,8 @@ def compared(version: Registered, champion: Registered) -> Compared:
     split = [one.tags.get("split_digest") for one in (version, champion)]
     if None in split or split[0] != split[1]:
         return Compared(reason="they were scored on other splits")
+    if version.tags.get("preprocessing_digest") != champion.tags.get("preprocessing_digest"):
+        return Compared(reason="their test responses are standardised otherwise")
     mine, theirs = _subject_scores(version), _subject_scores(champion)
     common = tuple(sorted(mine.keys() & theirs.keys()))
     if not common:

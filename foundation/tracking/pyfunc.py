@@ -22,6 +22,7 @@ from foundation.image_files import MAX_PIXELS, Pixels, as_rgb, decode
 from foundation.prediction import BATCH, Predictor, encoder_of
 from foundation.tracking.packaging import ENCODER, IMAGE, load_parts
 
+_LARGEST_REQUEST = 2**30  # bytes of pixels
 _LARGEST_ANSWER = 1 << 28
 """Numbers; as JSON some five gigabytes, and more than any server sends."""
 
@@ -74,7 +75,11 @@ class VoxelResponses(PythonModel):
         n_samples, seed = options.get("n_samples") or 0, options.get("seed") or 0
         predictor = self._predictor(options.get("subject"))
         _check_sizes(len(model_input), predictor.n_voxels, n_samples, seed)
-        images = [picture_of(value, row) for row, value in enumerate(_column(model_input))]
+        images: list[np.ndarray] = []
+        for row, value in enumerate(_column(model_input)):
+            images.append(picture_of(value, row))
+            if sum(image.nbytes for image in images) > _LARGEST_REQUEST:
+                raise refused(f"{row + 1} of {len(model_input)} pictures fill the memory for one; send fewer at a time")
         rows = predictor.batch_size(BATCH, n_samples)
         batches = (images[start : start + rows] for start in range(0, len(images), rows))
         with self._one_at_a_time:

@@ -139,7 +139,7 @@ def register(
     named = {f"{_TAG}{key}": value for key, value in tags.items()} | {f"{_TAG}kind": kind}
     with answering(run.uri), contextlib.ExitStack() as undo:
         if _make_model(mlflow, name, kind):
-            undo.callback(mlflow.delete_registered_model, name)
+            undo.callback(_unmake_model, mlflow, name)
         root = mlflow.get_run(run.id).info.artifact_uri
         made = mlflow.create_model_version(name, f"{root}/{folder}", run_id=run.id, tags=named, description=description)
         undo.callback(mlflow.delete_model_version, name, made.version)
@@ -164,6 +164,12 @@ def _make_model(mlflow: MlflowClient, name: str, kind: str) -> bool:
     return True
 
 
+def _unmake_model(mlflow: MlflowClient, name: str) -> None:
+    """Delete a registered model that has no version; another process may have given it one."""
+    if not mlflow.search_model_versions(f"name = '{name}'", max_results=1):
+        mlflow.delete_registered_model(name)
+
+
 def _may_lead(mlflow: MlflowClient, new: Registered, *, unproven_leads: bool) -> bool:
     """Return whether `new` leads: there is no champion, or its validation score is no lower on the same images."""
     try:
@@ -172,11 +178,20 @@ def _may_lead(mlflow: MlflowClient, new: Registered, *, unproven_leads: bool) ->
         if error.error_code not in _MISSING:
             raise
         return True
-    same = all(champion.tags.get(key) == new.tags.get(key) for key in ("split_digest", "store_digest", "sessions"))
+    if _sessions(new) < _sessions(champion):
+        return False  # it learned from less: a point of a curve, or a trial
+    comparable = ("split_digest", "store_digest", "sessions", "preprocessing_digest")
+    same = all(champion.tags.get(key) == new.tags.get(key) for key in comparable)
     old_score, score = (float(tags.get("validation_voxel_r", "nan")) for tags in (champion.tags, new.tags))
     if not same or score != score or old_score != old_score:
         return unproven_leads
     return score >= old_score
+
+
+def _sessions(version: Registered) -> float:
+    """Return how many sessions a version learned from; infinity: all there were."""
+    told = version.tags.get("sessions", "")
+    return int(told) if told.isdecimal() else float("inf")
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------
@@ -189,9 +204,9 @@ def models(uri: str | None = None) -> dict[str, RegisteredModel]:
         return {model.name: model for model in _pages(client(uri).search_registered_models, _OURS, 1000)}
 
 
-def versions(name: str | None = None) -> list[Registered]:
+def versions(name: str | None = None, *, uri: str | None = None) -> list[Registered]:
     """Return all versions, or those of one model, the newest first."""
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     with answering(uri):
         found = [_registered(version) for version in _pages(client(uri).search_model_versions, _OURS, 10_000)]
     kept = [version for version in found if name is None or version.name == name]
@@ -270,6 +285,10 @@ def find_backbone(name: str | None) -> Registered:
     return max(champions, key=lambda version: (IMPORTED not in version.tags, version.created_ms))
 
 
+class NoAdapterError(ValueError):
+    """A subject has no adapter at all, so whatever else predicts it may do so."""
+
+
 def find_adapter(subject: str, *, backbone: str | None = None, name: str | None = None) -> Registered:
     """Return a subject's adapter: the champion of ``<backbone's name>.<subject>``, or the one of that `name`.
 
@@ -299,7 +318,7 @@ def find_adapter(subject: str, *, backbone: str | None = None, name: str | None 
     fitting = [f"{of}.{found}" for of in names if (found := _subject_among(subject, of, have)) is not None]
     if len(fitting) != 1:
         told = "could be " + " or ".join(fitting) if fitting else f"has none on backbone {' or '.join(names) or 'any'}"
-        raise ValueError(
+        raise (ValueError if fitting else NoAdapterError)(
             f"adapter: subject {subject!r} {told}; adapters in {tracking_uri()}: {', '.join(have) or 'none'} (`adapt` "
             "fits one)"
         )

@@ -46,9 +46,9 @@ def client(uri: str | None = None) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def experiment_id() -> str:
+def experiment_id(uri: str | None = None) -> str:
     """Return the id of our experiment on the tracking server, made if it is missing."""
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     mlflow = client(uri)
     found = mlflow.get_experiment_by_name(EXPERIMENT)
     if found is not None:
@@ -104,15 +104,22 @@ class TrackedRun:
 
     @classmethod
     def start(
-        cls, name: str, *, kind: str, config: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
+        cls,
+        name: str,
+        *,
+        kind: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        uri: str | None = None,
     ) -> "TrackedRun":
         """Start a run, perhaps as the child of another; `kind` becomes the tag ``manybrains.kind``."""
-        uri = tracking_uri()
+        uri = uri or tracking_uri()
         with answering(uri):
             mlflow = client(uri)
             named = {f"manybrains.{key}": value for key, value in tags.items()} | {"manybrains.kind": kind}
             named |= {"mlflow.parentRunId": parent} if parent else {}
-            run = mlflow.create_run(experiment_id(), run_name=name, tags=named)
+            run = mlflow.create_run(experiment_id(uri), run_name=name, tags=named)
             started = cls(run.info.run_id, uri)
             params = [Param(key, value) for key, value in _flat(config).items()]
             for at in range(0, len(params), 100):
@@ -179,12 +186,21 @@ class TrackedRun:
             self._client.set_terminated(self.id, status=status)
 
 
-def find_runs(filter_string: str = "") -> list[Any]:
-    """Return our runs, newest first."""
-    mlflow = client()
-    found = mlflow.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        return []
-    return list(
-        mlflow.search_runs([found.experiment_id], filter_string, ViewType.ACTIVE_ONLY, order_by=["start_time DESC"])
-    )
+def find_runs(filter_string: str = "", *, uri: str | None = None) -> list[Any]:
+    """Return our runs, newest first.
+
+    Raises
+    ------
+    TrackingError
+        If the server doesn't answer.
+    """
+    uri = uri or tracking_uri()
+    with answering(uri):
+        mlflow = client(uri)
+        found = mlflow.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            return []
+        newest_first = ["start_time DESC"]
+        return list(
+            mlflow.search_runs([found.experiment_id], filter_string, ViewType.ACTIVE_ONLY, order_by=newest_first)
+        )

@@ -83,7 +83,9 @@ def log_maps(
         )
 
 
-def log_baselines(scores: Scores, *, tags: Mapping[str, str], parent: str | None = None) -> list[str]:
+def log_baselines(
+    scores: Scores, *, tags: Mapping[str, str], parent: str | None = None, uri: str | None = None
+) -> list[str]:
     """Log each baseline in `scores` as a run of kind ``baseline``, with the metrics that a model's run has.
 
     A baseline that was logged before, with the same data, split, seed and code, isn't logged again.
@@ -94,6 +96,8 @@ def log_baselines(scores: Scores, *, tags: Mapping[str, str], parent: str | None
         Those of the run that the baselines were scored in; of them, `DATA_TAGS` are kept.
     parent
         Run to stand under, if any.
+    uri
+        Server that has that run; default: ours.
 
     Returns
     -------
@@ -108,11 +112,13 @@ def log_baselines(scores: Scores, *, tags: Mapping[str, str], parent: str | None
     run_ids = []
     for name in (name for name in BASELINES if name in scored):
         lineage = {"baseline": name} | of_data
-        known = _finished_baseline(lineage)
+        known = _finished_baseline(lineage, uri)
         if known is not None:
             run_ids.append(known)
             continue
-        run = TrackedRun.start(f"{name}-{who}{amount}", kind="baseline", config=lineage, tags=lineage, parent=parent)
+        run = TrackedRun.start(
+            f"{name}-{who}{amount}", kind="baseline", config=lineage, tags=lineage, parent=parent, uri=uri
+        )
         try:
             log_scores(run, _of_system(scores, name), system=name)
         except BaseException as error:
@@ -123,11 +129,11 @@ def log_baselines(scores: Scores, *, tags: Mapping[str, str], parent: str | None
     return run_ids
 
 
-def _finished_baseline(lineage: Mapping[str, str]) -> str | None:
+def _finished_baseline(lineage: Mapping[str, str], uri: str | None) -> str | None:
     """Return the newest finished run with exactly this lineage."""
     wanted = {"kind": "baseline", **lineage}
     same = " and ".join(f"tags.`manybrains.{key}` = {_quoted(value)}" for key, value in wanted.items())
-    for run in find_runs(f"attributes.status = 'FINISHED' and {same}"):
+    for run in find_runs(f"attributes.status = 'FINISHED' and {same}", uri=uri):
         if not any(f"manybrains.{key}" in run.data.tags for key in DATA_TAGS if key not in lineage):
             return run.info.run_id
     return None

@@ -19,6 +19,7 @@ from foundation.closed_form import population_start
 from foundation.config import LossConfig
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.model.encoding_model import EncodingModel
+from foundation.training.validation import predict_samples
 from tests.tiny_store import ENCODER, N_VOXELS, SPEC, make_tiny_store
 
 NEW = "subj05"
@@ -156,23 +157,29 @@ def lineage_without_subjects(store: PooledStore) -> dict[str, Any]:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
-def test_the_composition_is_the_mean_over_voxels_of_what_each_part_contributes(adapted, store, monkeypatch):
+def test_the_composition_is_what_the_prediction_is_made_of_on_average_over_voxels(adapted, store, monkeypatch):
     settled, settle = [], population_start.shares_of
 
     def spy(members: list[np.ndarray], responses: np.ndarray, **options) -> np.ndarray:
-        settled.append(settle(members, responses, **options))
-        return settled[-1]
+        settled.append((np.stack(members), settle(members, responses, **options)))
+        return settled[-1][1]
 
     monkeypatch.setattr(population_start, "shares_of", spy)
     model, found = adapted(store)
-    network = model.adapter(NEW).network_share.numpy()
-    expected = dict(zip(("whole", "field", "population", "network"), settled[0], strict=True)) | {"network": network}
-    assert found.composition["shares"] == pytest.approx({k: v.mean() for k, v in expected.items()}, abs=1e-4)
-    assert found.composition["validation_voxel_r"].keys() == expected.keys()
+    ((members, shares),) = settled
+    shares[-1] = np.minimum(shares[-1], population_start.LARGEST_NETWORK_SHARE)
+    names = ("whole", "field", "population", "network")
+    expected = dict(zip(names, shares.mean(1).tolist(), strict=True))
+    assert found.composition["shares"] == pytest.approx(expected, abs=1e-4)
+    assert list(found.composition["validation_voxel_r"]) == list(names)
     assert found.composition["validation_voxel_r"]["network"] == pytest.approx(found.settled.network, abs=1e-4)
-    told = found.told()
-    assert told.startswith(f"a prediction is made of: whole {expected['whole'].mean():.2f}, field ")
-    assert f"population {expected['population'].mean():.2f}" in told
+    told = ", ".join(f"{name} {share:.2f}" for name, share in found.composition["shares"].items())
+    assert found.told().startswith(f"a prediction is made of: {told} (mean shares over voxels")
+
+    material = gather(store, NEW, lineage(store), n_sessions=2, settings=RIDGE)
+    predicted = predict_samples(model, material.tokens, material.validation)
+    made_of = material.train.responses.mean(0) + (shares[:, None] * members).sum(0)
+    np.testing.assert_allclose(predicted, made_of, atol=1e-3)
 
 
 def test_the_validation_score_is_that_of_the_whole_prediction(adapted, store):
