@@ -150,8 +150,9 @@ def check_images(store: PooledStore, subject: str, backbone: dict[str, Any], *, 
     tested = np.unique(shown[split_of(store).select(shown, "test")])
     both = [row for row in tested.tolist() if names[1].get(row) in seen]
     if both:
+        example = store.image_ids()[both[0]]
         raise ValueError(
-            f"backbone {label} was trained on {len(both)} test images of {subject}, such as {store.image_ids()[both[0]]}; take one that "
+            f"backbone {label} was trained on {len(both)} test images of {subject}, such as {example}; take one that "
             f"was trained with the split of {store.path}"
         )
     return "no test image among the backbone's"

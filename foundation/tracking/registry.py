@@ -191,7 +191,7 @@ def _may_lead(mlflow: MlflowClient, new: Registered, *, unproven_leads: bool) ->
 def _sessions(version: Registered) -> float:
     """Return how many sessions a version learned from; infinity: all there were."""
     told = version.tags.get("sessions", "")
-    return int(told) if told.isdecimal() else float("inf")
+    return float(told) if told.isdecimal() else float("inf")
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------

@@ -63,9 +63,9 @@ def test_versions_count_up_and_carry_their_lineage_and_files(name, run):
         ({"validation_voxel_r": "nan"}, 2),
         ({"validation_voxel_r": "0.29", "split_digest": "sha256:other"}, 2),
         ({"validation_voxel_r": "0.29", "store_digest": "sha256:other"}, 2),
-        ({"validation_voxel_r": "0.29", "sessions": "1"}, 2),
+        ({"validation_voxel_r": "0.31", "sessions": "1"}, 1),
     ],
-    ids=["better", "as good", "worse", "unknown", "other split", "other data", "other sessions"],
+    ids=["better", "as good", "worse", "unknown", "other split", "other data", "fewer sessions"],
 )
 def test_a_version_leads_unless_it_is_known_to_be_worse(name, run, second, champion):
     first = registered(name, run)
@@ -74,6 +74,12 @@ def test_a_version_leads_unless_it_is_known_to_be_worse(name, run, second, champ
     assert aliases(newer) == (["champion"] if champion == 2 else ["candidate"])
     assert find_backbone(name).version == find_backbone(f"{name}@champion").version == champion
     assert aliases(first) == (["champion"] if champion == 1 else [])
+
+
+def test_more_sessions_lead_whatever_their_score_on_other_images(name, run):
+    few = registered(name, run, sessions="2", validation_voxel_r="0.4")
+    more = registered(name, run, sessions="10", validation_voxel_r="0.3")
+    assert (aliases(few), aliases(more)) == ([], ["champion"])
 
 
 def test_the_candidate_is_the_newest_that_does_not_lead(name, run):
