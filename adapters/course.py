@@ -145,7 +145,7 @@ def check_images(store: PooledStore, subject: str, backbone: dict[str, Any], *, 
     split, seen = split_of(trained), set()
     for of_subject in learned:
         rows = np.unique(of_subject.image[~split.select(of_subject.image, "test")])
-        seen |= {names[0].get(row) for row in rows.tolist()}
+        seen |= {names[0][row] for row in rows.tolist() if row in names[0]}
     shown = store.subject(subject).image
     tested = np.unique(shown[split_of(store).select(shown, "test")])
     both = [row for row in tested.tolist() if names[1].get(row) in seen]

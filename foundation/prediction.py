@@ -37,7 +37,7 @@ def encoder_of(lineage: dict[str, Any], source: str | None = None) -> Encoder:
         If the lineage names none, it can't be loaded, or it isn't the one that the model was trained on.
     """
     known = lineage.get("encoder")
-    if not known:
+    if not isinstance(known, dict) or not {"name", "spec", "digest", "source", "revision"} <= known.keys():
         raise ValueError("the model's lineage doesn't describe its encoder; train it again with this manybrains")
     where = source or (known["name"] if known["spec"].get("name") == "gabor" else known["source"])
     if source is None and where != "gabor" and known["revision"] is None and not Path(where).is_dir():

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,12 @@ from foundation.tracking.publish import publish
 from foundation.tracking.registry import Registered, aliases, find_backbone, find_version, versions
 from foundation.tracking.runs import TrackedRun, find_runs, tracking_uri
 from foundation.training.course import FINAL, finish_run
+from tests.ended import Ended
 from tests.tiny_runs import plan as planned
 from tests.tiny_runs import run_once
 from tests.tiny_store import ENCODER, SPEC, make_tiny_store, tiny_recipe
 
 SUBJECT, BACKBONE, ADAPTER = "subj05", "tiny", "tiny.subj05"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")

@@ -78,8 +78,9 @@ def test_the_lineages_encoder_is_loaded_with_its_depths_and_another_one_is_refus
     wrong = gabor_lineage() | {"digest": "sha256:0", "spec": spec | {"size": 64}}
     with pytest.raises(ValueError, match=r"the encoder 'gabor' isn't the one .* not sha256:0 \(other: size\); name by"):
         encoder_of({"encoder": wrong})
-    with pytest.raises(ValueError, match="doesn't describe its encoder"):
-        encoder_of({})
+    for partial in ({}, {"encoder": {"name": "gabor"}}, {"encoder": "gabor"}):
+        with pytest.raises(ValueError, match="doesn't describe its encoder"):
+            encoder_of(partial)
 
 
 def test_an_encoder_from_a_directory_is_named_and_known_by_its_weights_wherever_it_lies(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from foundation.tracking.runs import TrackedRun, TrackingError, find_runs, track
 from foundation.training import course
 from foundation.training.reporter import Reporter
 from foundation.training.run import describe_run, runs_dir
+from tests.ended import Ended
 from tests.tiny_store import ENCODER
 
 SETTINGS = (
@@ -34,15 +35,6 @@ SETTINGS = (
     "--backbone.width 8 --backbone.n-cls-layer 1 --backbone.n-patch-layer 2 --backbone.n-query 2 --backbone.latent 3 "
     "--backbone.n-component 4 --backbone.n-local 3 --backbone.mamba.headdim 8"
 ).split()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
