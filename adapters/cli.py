@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from adapters.backbone_outputs import BackboneOutputs
-from adapters.course import Adapted, Material, Settings, adapt_subject, check_images, check_subject, gather
+from adapters.course import Adapted, Material, Settings, adapt_subject, check_subject, gather
 from adapters.fit import Fitted, Method
 from data.command_line import CommonOptions, Session, begin, run
 from data.places import save_place
@@ -24,6 +24,7 @@ from foundation.evaluation.measured import measured_test
 from foundation.evaluation.score import Scores
 from foundation.evaluation.table import print_scores
 from foundation.model.encoding_model import EncodingModel
+from foundation.seen_images import check_images
 from foundation.tracking.packaging import backbone_in
 from foundation.tracking.publish import publish
 from foundation.tracking.registry import Registered, aliases, find_backbone

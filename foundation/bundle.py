@@ -272,7 +272,11 @@ def load_bundle(path: Path) -> tuple[EncodingModel, dict[str, Any]]:
     ValueError
         If the file is no whole model of ours, or a newer version wrote it.
     """
-    bundle = read_bundle(path)
+    return assembled(read_bundle(path))
+
+
+def assembled(bundle: Bundle) -> tuple[EncodingModel, dict[str, Any]]:
+    """Return the model that a bundle holds, and its lineage, as `load_bundle` does."""
     subjects, tensors = _whole(bundle)
     model = built(bundle.model.description | {"subjects": subjects}, tensors)
     return model, bundle.model.description["made_from"] if bundle.adapter is None else _lineage(bundle)

@@ -1,13 +1,16 @@
-"""What was measured of one subject's test images, as the protocol wants it: trials, ceiling, ROI families."""
+"""What was measured of one subject's test images, as a protocol wants it: trials, ceiling, ROI families."""
+
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int
 
 from data.audit import audit_trials
+from data.legacy import LegacyTrials, legacy_trials
 from data.noise_ceiling import ncsnr, noise_ceiling
 from data.preprocess import Preprocessing, Trials, average_repeats, standardised_trials
 from data.rois import families
-from data.splits import Split
+from data.splits import Part, Split
 from data.store import SubjectStore
 from foundation.evaluation.score import Measured
 
@@ -18,21 +21,22 @@ def measured_test(
     *,
     n_sessions: int | None = None,
     preprocessing: Preprocessing = Preprocessing(),
+    part: Part = "test",
 ) -> tuple[Measured, Int[np.ndarray, " image"]]:
-    """Return the test trials of `subject` for a model that had `n_sessions`, and the store's row of each image.
+    """Return the trials of `part` for a model that had `n_sessions`, and the store's row of each image.
 
     The ceiling's NCSNR is estimated from all of the subject's repeats; it is reported, and weighs nothing.
 
     Raises
     ------
     ValueError
-        If the subject saw no test image, or what is tested had a share in standardising it.
+        If the subject saw no image of `part`, or what is tested had a share in standardising it.
     """
     trials = standardised_trials(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
     audit_trials(split, trials)
-    keep = split.select(trials.image, "test")
+    keep = split.select(trials.image, part)
     if not keep.any():
-        raise ValueError(f"{subject.name} saw no test image; it can't be scored on this split")
+        raise ValueError(f"{subject.name} saw no {part} image; it can't be scored on this split")
     rows, image = np.unique(trials.image[keep], return_inverse=True)
     responses = trials.responses[keep]
     averaged = bool((trials.n_averaged > 1).any())
@@ -57,6 +61,25 @@ def measured_test(
         normalisation="standardised by the training images" if subject.session is None else preprocessing.name,
     )
     return measured, rows
+
+
+def measured_legacy(
+    subject: SubjectStore, split: Split, strict: Measured, *, part: Part = "test"
+) -> tuple[Measured, LegacyTrials]:
+    """Return what `strict` has as the protocol ``chasm-legacy`` prepares it, and the unit that it is in.
+
+    The same images and trials, z-scored over all trials of the subject. The ceiling is the strict one, which has no
+    unit.
+    """
+    keep = split.select(subject.image, part)
+    trials = legacy_trials(subject, split, keep)
+    responses = trials.responses
+    if strict.trial_reason is not None:
+        averaged = subject.trial_column("n_averaged")
+        weight = np.ones(subject.n_trials, np.float32) if averaged is None else averaged
+        _, responses, _ = average_repeats(responses, subject.image[keep], weight[keep])
+    measured = replace(strict, trials=responses, normalisation="z-scored over all trials, test trials included")
+    return measured, trials
 
 
 def _ceiling(trials: Trials, keep: np.ndarray, *, averaged: bool) -> tuple[np.ndarray | None, str | None]:

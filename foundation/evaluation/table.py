@@ -6,12 +6,15 @@ and protocol, normalisation, floors, ceiling and every reason for an ``n/a`` in 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from rich import box
 from rich.console import Console
@@ -71,7 +74,7 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
     compared = any(comparison.versus == reference for comparison in scores.comparisons)
     table = Table(
         title=f"Scores of {', '.join(subjects)}, protocol {protocols[0]}",
-        caption=_caption(scores, protocols[0]),
+        caption=caption(scores, protocols[0]),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -93,14 +96,17 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
         if c.axis == "voxel" and c.target == "mean"
     }
     section: tuple[str, ...] = ()
-    for place in _places(scores.rows):
+    for place in places(scores.rows):
         if section and section != place[:2]:
             table.add_section()
         leading = place[:2] if section != place[:2] else ("", "")
         numbers = [
             cell(rows[*place, target, axis, metric])
             for axis, metric in (("voxel", "r"), ("pattern", "r"), ("voxel", "mse"))
-            for target, cell in (("mean", _cell if axis == "voxel" and metric == "r" else _plain), ("trial", _trial))
+            for target, cell in (
+                ("mean", with_interval if axis == "voxel" and metric == "r" else _plain),
+                ("trial", _trial),
+            )
         ]
         table.add_row(
             *leading,
@@ -134,7 +140,7 @@ def sampling_table(scores: Scores) -> Table | None:
     for heading in SAMPLED.values():
         table.add_column(heading, justify="right")
     section: tuple[str, ...] = ()
-    for place in _places(scores.rows):
+    for place in places(scores.rows):
         found = [rows.get((*place, metric)) for metric in SAMPLED]
         target = next((row.target for row in found if row is not None), None)
         if target is None:
@@ -142,12 +148,21 @@ def sampling_table(scores: Scores) -> Table | None:
         if section and section != place[:2]:
             table.add_section()
         leading = place[:2] if section != place[:2] else ("", "")
-        table.add_row(*leading, place[2], target, *("n/a" if row is None else _cell(row) for row in found))
+        table.add_row(*leading, place[2], target, *("n/a" if row is None else with_interval(row) for row in found))
         section = place[:2]
     return table
 
 
-def write_rows_json(rows: Sequence[Row | Comparison], path: str | os.PathLike[str]) -> None:
+@runtime_checkable
+class Plain(Protocol):
+    """What tells itself as JSON: a score's row, a comparison, an ablation's row."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        ...
+
+
+def write_rows_json(rows: Sequence[Plain], path: str | os.PathLike[str]) -> None:
     """Write rows as a JSON list; what is undefined is null. The file appears whole or not at all.
 
     Raises
@@ -155,12 +170,25 @@ def write_rows_json(rows: Sequence[Row | Comparison], path: str | os.PathLike[st
     ValueError
         If a number is NaN or infinite, which JSON has no word for.
     """
+    write_whole(json.dumps([row.to_json() for row in rows], indent=1, allow_nan=False) + "\n", path)
+
+
+def write_rows_csv(rows: Sequence[Plain], path: str | os.PathLike[str]) -> None:
+    """Write rows as CSV with a line of headings; what is undefined is empty. The file appears whole or not at all."""
+    text, plain = io.StringIO(), [row.to_json() for row in rows]
+    writer = csv.DictWriter(text, list(plain[0]) if plain else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    write_whole(text.getvalue(), path)
+
+
+def write_whole(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file under a temporary name, then rename it."""
     path = Path(path)
-    text = json.dumps([row.to_json() for row in rows], indent=1, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, newline="") as file:
         temporary = Path(file.name)
         try:
-            file.write(text + "\n")
+            file.write(text)
             file.close()
             temporary.chmod(0o644)
             temporary.replace(path)
@@ -168,7 +196,7 @@ def write_rows_json(rows: Sequence[Row | Comparison], path: str | os.PathLike[st
             temporary.unlink(missing_ok=True)
 
 
-def _places(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+def places(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     """(subject, ROI, system) in the table's order; an ROI without a number shows only if it is ``all``."""
     rows = list(rows)
     measured = {(row.subject, row.roi) for row in rows if row.value is not None} | {(r.subject, "all") for r in rows}
@@ -179,7 +207,7 @@ def _places(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     return sorted(places, key=lambda p: (subjects.index(p[0]), rois.index(p[1]), systems.index(p[2])))
 
 
-def _caption(scores: Scores, protocol: str) -> str:
+def caption(scores: Scores, protocol: str) -> str:
     """Protocol, legend and notes; a note that several subjects share stands once, those on single ROIs' voxels that a
     low ceiling leaves out are summed up by the one on all."""
     warning = [LEGACY_WARNING] if protocol == "chasm-legacy" else []
@@ -192,27 +220,29 @@ def _caption(scores: Scores, protocol: str) -> str:
     return "\n".join([*warning, f"Protocol: {protocol}.", LEGEND, *notes]).replace("[", "\\[")
 
 
-def _cell(row: Row) -> str:
+def with_interval(row: Row) -> str:
+    """Return a value with its interval, as the table prints it."""
     if row.low is None or row.high is None:
-        return _number(row.value)
-    return f"{_number(row.value)} \\[{_number(row.low)} {_number(row.high)}]"
+        return number(row.value)
+    return f"{number(row.value)} \\[{number(row.low)} {number(row.high)}]"
 
 
 def _plain(row: Row) -> str:
-    return _number(row.value)
+    return number(row.value)
 
 
 def _trial(row: Row) -> str:
-    return f"({_number(row.value)})"
+    return f"({number(row.value)})"
 
 
 def _difference(comparison: Comparison | None) -> str:
     if comparison is None or comparison.low is None or comparison.high is None:
         return "–"
-    return f"\\[{_number(comparison.low)} {_number(comparison.high)}]"
+    return f"\\[{number(comparison.low)} {number(comparison.high)}]"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number as the table prints it: three digits behind the point, ``n/a`` for None."""
     if value is None:
         return "n/a"
     value = round(value, 3) + 0.0  # no minus before a zero

@@ -14,8 +14,9 @@ from foundation.evaluation.baselines import BASELINES
 from foundation.evaluation.compare import headline
 from foundation.evaluation.curve import curve_rows, write_curve
 from foundation.evaluation.figures import bars_per_roi, learning_curve, maps
+from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.score import CEILING, FLOORS, Measured, Scores
-from foundation.evaluation.table import write_rows_json
+from foundation.evaluation.table import write_rows_csv, write_rows_json
 from foundation.tracking.runs import TrackedRun, find_runs
 
 DATA_TAGS = (
@@ -31,6 +32,37 @@ DATA_TAGS = (
     "code_version",
 )
 """Tags of a run that tell what its baselines learned from; the others are of its model."""
+
+
+def log_evaluation(
+    run: TrackedRun,
+    scores: Mapping[str, Scores],
+    *,
+    system: str,
+    part: str = "test",
+    steps: Sequence[ProtocolStep] = (),
+) -> None:
+    """Log an evaluation: the headline of `system`, and every row of every protocol.
+
+    Strict scores are logged as a training run's are; on other images than test ones their metrics begin with the
+    part's name. Those of ``chasm-legacy`` begin with that, so that nobody compares them with strict ones by mistake.
+    """
+    for protocol, of_protocol in scores.items():
+        found = headline(of_protocol, system)
+        if protocol != "strict":
+            found = {f"{protocol}/{key}": value for key, value in found.items()}
+        if part != "test":
+            found = {key.replace("test/", f"{part}/", 1): value for key, value in found.items()}
+        run.log(found)
+        suffix = "" if protocol == "strict" else f"-{protocol}"
+        with _kept(run) as directory:
+            write_rows_json(of_protocol.rows, directory / f"scores{suffix}.json")
+            write_rows_csv(of_protocol.rows, directory / f"scores{suffix}.csv")
+            write_rows_json(of_protocol.comparisons, directory / f"comparisons{suffix}.json")
+            bars_per_roi(of_protocol, directory / f"scores{suffix}.png")
+    if steps:
+        with _kept(run) as directory:
+            write_rows_json(steps, directory / "protocol-steps.json")
 
 
 def log_scores(run: TrackedRun, scores: Scores, *, system: str = "manybrains") -> None:

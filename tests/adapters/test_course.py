@@ -1,10 +1,8 @@
 """Adapting one subject: the first N sessions and no more, what is refused, what a prediction is said to be made of."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,9 @@ import torch
 
 from adapters import course as module
 from adapters.backbone_outputs import BackboneOutputs
-from adapters.course import Adapted, Settings, adapt_subject, check_images, check_subject, gather, parcels_of
+from adapters.course import Adapted, Settings, adapt_subject, check_subject, gather, parcels_of
 from data.preprocess import Preprocessing
 from data.sources import ImageBlock, SubjectData
-from data.splits import split_of
 from data.store import PooledStore
 from foundation.closed_form import population_start
 from foundation.config import LossConfig
@@ -200,18 +197,3 @@ def test_adapting_again_from_outputs_that_are_kept_gives_the_same_adapter(adapte
     (first, _), (second, _) = adapted(store), adapted(store)
     mine, theirs = (dict(model.adapter(NEW).state_dict()) for model in (first, second))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
-
-
-def test_test_images_that_a_backbone_of_another_store_has_seen_are_refused(store, tmp_path, monkeypatch):
-    other = Path(shutil.copytree(store.path, tmp_path / "other.zarr"))
-    backbone = {"store": str(other), "subject_digests": dict.fromkeys(("subj01", "subj02"), "")}
-    assert check_images(store, NEW, backbone, label="b/1") == "no test image among the backbone's"
-    assert check_images(store, NEW, backbone | {"store": str(store.path)}, label="b/1") == "one split"
-    gone = backbone | {"store": str(tmp_path / "gone.zarr")}
-    assert check_images(store, NEW, gone, label="b/1").startswith("not checked: ")
-
-    trained_on_all = SimpleNamespace(select=lambda images, part: np.zeros(len(images), bool))
-    splits = {str(other): trained_on_all}
-    monkeypatch.setattr(module, "split_of", lambda of: splits.get(str(of.path)) or split_of(of))
-    with pytest.raises(ValueError, match=r"backbone b/1 was trained on \d+ test images of .*, such as .*; take one"):
-        check_images(store, NEW, backbone, label="b/1")

@@ -1,0 +1,197 @@
+"""``python -m foundation.evaluate MODEL...``: scores of models and baselines, under either protocol, or both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from data.command_line import CommonOptions, Session, begin, progress_bar, run
+from data.splits import Part
+from foundation.evaluation.evaluated import PROTOCOLS, Course, Evaluated, Protocol, System
+from foundation.evaluation.protocols import ProtocolStep, protocol_steps, steps_table
+from foundation.evaluation.score import Scores, merge_scores
+from foundation.evaluation.side_by_side import side_by_side
+from foundation.evaluation.table import WIDTH, print_scores, write_rows_csv, write_rows_json
+from foundation.line_up import PICKED, LineUp, line_up
+from foundation.tracking.runs import TrackedRun, tracking_uri
+from foundation.tracking.scores import log_evaluation
+from foundation.training.run import code_version
+
+PROGRAM = "python -m foundation.evaluate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score models and baselines."""
+
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")]
+    """NAME@ALIAS or NAME/VERSION in the registry, a run, a model directory, a .safetensors file, or a baseline (ridge,
+    banded-ridge, cls-probe, spatial, stacked, roi-transformer). Several are compared in pairs."""
+    store: str | None = None
+    """Store's path or URL (default: that of the first model's training; of baselines, the embedded phantom)."""
+    subjects: tuple[str, ...] = ()
+    """Subjects, by number or name (default: all that the models were fitted to)."""
+    split: Part = "test"
+    """Images to score: test, or validation or train, which have been learned from or chosen by."""
+    protocol: Literal["strict", "chasm-legacy", "both"] = "strict"
+    """How a score is made: docs/metrics.md. both adds a table of what each step from one to the other changes."""
+    baselines: tuple[str, ...] = ("ridge",)
+    """Baselines to put beside the models."""
+    encoder: str | None = None
+    """Encoder whose tokens the baselines learn from (default: the first model's)."""
+    sessions: int | None = None
+    """First N sessions that the baselines learn from (default: as many as the models did)."""
+    samples: int = 20
+    """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
+    bootstraps: int = 1000
+    """Resamples of the images that intervals are made of."""
+    json: Path | None = None
+    """File for the rows as JSON; `NAME.comparisons.json` beside it has the paired differences."""
+    csv: Path | None = None
+    """File for the rows as CSV."""
+    seed: int = 0
+    """Seed of resamples, folds and samples."""
+    session: CommonOptions = Session()
+
+
+def evaluate(command: Evaluate) -> None:
+    """Run the command."""
+    begin(command.session)
+    console = Console(soft_wrap=True)
+    _check(command)
+    protocols: tuple[Protocol, ...] = PROTOCOLS if command.protocol == "both" else (command.protocol,)
+    entrants = line_up(
+        command.models,
+        store=command.store,
+        subjects=command.subjects,
+        encoder=command.encoder,
+        sessions=command.sessions,
+        course=Course(
+            part=command.split,
+            protocols=protocols,
+            baselines=command.baselines,
+            seed=command.seed,
+            n_bootstraps=command.bootstraps,
+            n_samples=command.samples,
+        ),
+        tell=console.print,
+    )
+    leading = next(iter(entrants.models), command.models[0])
+    config = _config(command, entrants)
+    with TrackedRun.start(
+        f"evaluate-{leading.replace('/', '-')}", kind="evaluation", config=config, tags=_tags(command, entrants)
+    ).ending() as tracked:
+        picked = {}
+        if "chasm-legacy" in protocols:
+            for label in entrants.models:
+                picked |= entrants.picked_on_test(label, tell=console.print)
+        evaluated = _evaluated(entrants, picked)
+        scores = {p: _merged(entrants, [of.scores[p] for of in evaluated]) for p in protocols}
+        steps: list[ProtocolStep] = []
+        if len(protocols) == 1:
+            print_scores(scores[protocols[0]])
+        else:
+            wide = Console(width=max(console.width, WIDTH))
+            wide.print(side_by_side(scores))
+            for system in (*entrants.models, *entrants.baselines):
+                with_picked = f"{system}{PICKED}" if f"{system}{PICKED}" in picked else None
+                steps += protocol_steps(evaluated, system, picked=with_picked)
+            wide.print(steps_table([step for step in steps if step.system == leading]))
+        log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps)
+        _write(command, list(scores.values()), console)
+    console.print(f"the run is evaluate-{leading.replace('/', '-')} in {tracking_uri()}")
+
+
+def _check(command: Evaluate) -> None:
+    """Refuse what is wrong by itself, before anything is loaded."""
+    if not command.models:
+        raise ValueError("name a model or a baseline to evaluate, such as phantom-tiny@champion or ridge")
+    for name, value, least in (("--bootstraps", command.bootstraps, 0), ("--samples", command.samples, 0)):
+        if value < least:
+            raise ValueError(f"{name} {value} must be at least {least}")
+    for path in (command.json, command.csv):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ValueError(f"there is no directory {path.resolve().parent} for {path}; make it first")
+
+
+def _evaluated(entrants: LineUp, picked: dict[str, System]) -> list[Evaluated]:
+    with progress_bar() as bar:
+        task = bar.add_task("scoring", total=len(entrants.subjects))
+        found = []
+        for subject in entrants.subjects:
+            found.append(entrants.evaluate(subject, picked=picked))
+            bar.advance(task)
+    return found
+
+
+def _merged(entrants: LineUp, scores: list[Scores]) -> Scores:
+    """Return several subjects' scores as one, with what has to be known of the comparison."""
+    merged = merge_scores(scores)
+    notes = [f"{', '.join(entrants.subjects)}: {note}" for note in entrants.notes]
+    if entrants.course.part != "test":
+        warning = {"train": "what the models were fitted to", "validation": "what chose their settings"}
+        notes.append(
+            f"{', '.join(entrants.subjects)}: scored on {entrants.course.part} images, "
+            f"{warning[entrants.course.part]}: no estimate of how they predict new ones"
+        )
+    return Scores(merged.rows, merged.comparisons, (*merged.notes, *notes))
+
+
+def _config(command: Evaluate, entrants: LineUp) -> dict[str, object]:
+    return {
+        "models": " ".join((*entrants.models, *entrants.baselines)),
+        "store": entrants.store.path,
+        "subjects": " ".join(entrants.subjects),
+        "split": command.split,
+        "protocol": command.protocol,
+        "encoder": entrants.tokens.name,
+        "bootstraps": command.bootstraps,
+        "samples": command.samples,
+        "seed": command.seed,
+    }
+
+
+def _tags(command: Evaluate, entrants: LineUp) -> dict[str, str]:
+    tags = {
+        "models": " ".join((*entrants.models, *entrants.baselines)),
+        "subjects": " ".join(entrants.subjects),
+        "store": entrants.store.path,
+        "store_digest": entrants.store.digest(list(entrants.subjects), entrants.tokens.name),
+        "split": command.split,
+        "protocol": command.protocol,
+        "preprocessing": entrants.course.preprocessing.name,
+        "seed": str(command.seed),
+        "code_version": code_version(),
+    }
+    n_sessions = entrants.course.n_sessions
+    return tags | ({} if n_sessions is None else {"sessions": str(n_sessions)})
+
+
+def _write(command: Evaluate, scores: list[Scores], console: Console) -> None:
+    """Write the rows of all protocols where they are asked for."""
+    rows = [row for of_protocol in scores for row in of_protocol.rows]
+    comparisons = [c for of_protocol in scores for c in of_protocol.comparisons]
+    if command.json is not None:
+        write_rows_json(rows, command.json)
+        beside = command.json.with_suffix(".comparisons.json")
+        write_rows_json(comparisons, beside)
+        console.print(f"{command.json}: {len(rows)} rows; {beside}: paired differences")
+    if command.csv is not None:
+        write_rows_csv(rows, command.csv)
+        console.print(f"{command.csv}: {len(rows)} rows")
+
+
+def main() -> None:
+    """Run the command line."""
+
+    def command(options: Annotated[Evaluate, arg(name="")]) -> None:
+        """Score models and baselines on held-out images, under either protocol, or both."""
+        evaluate(options)
+
+    run(command, program=PROGRAM, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One subject's measured responses, what each system predicts of them, and the scores under each protocol.
+
+Reports and commands draw everything from here, so that a figure shows the very numbers of the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from data.audit import audit_fit
+from data.preprocess import Preprocessing, samples
+from data.splits import Part, Split
+from data.store import SubjectStore, TokenReader
+from foundation.evaluation.baselines import BASELINES, predict
+from foundation.evaluation.compare import model_prediction, model_samples
+from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.score import Measured, Scores, score
+from foundation.model.encoding_model import EncodingModel
+
+Protocol = Literal["strict", "chasm-legacy"]
+PROTOCOLS: tuple[Protocol, ...] = ("strict", "chasm-legacy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A model, and the tokens that it takes."""
+
+    model: EncodingModel
+    tokens: TokenReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How systems are compared: on which images, after how many sessions, against what."""
+
+    part: Part = "test"
+    protocols: tuple[Protocol, ...] = ("strict",)
+    baselines: tuple[str, ...] = ("ridge",)
+    n_sessions: int | None = None
+    """Sessions that the baselines learn from, and that standardise what is measured; None: all."""
+    preprocessing: Preprocessing = Preprocessing()
+    seed: int = 0
+    n_bootstraps: int = 1000
+    n_samples: int = 0
+    """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluated:
+    """One subject, evaluated."""
+
+    measured: Measured
+    """As the strict protocol wants it."""
+    rows: Int[np.ndarray, " image"]
+    """The store's row of each image."""
+    predictions: dict[str, Float32[np.ndarray, "image voxel"]]
+    """By system, in SD of the session."""
+    samples: dict[str, Float32[np.ndarray, "sample image voxel"]]
+    """Single trials that a system draws, of those that draw any."""
+    training_mean: Float32[np.ndarray, " voxel"]
+    scores: dict[Protocol, Scores] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """The subject's name."""
+        return self.measured.subject
+
+
+def evaluate_subject(
+    systems: Mapping[str, System],
+    subject: SubjectStore,
+    split: Split,
+    course: Course,
+    *,
+    baseline_tokens: TokenReader,
+    pictures: dict[int, str],
+    picked: Mapping[str, System] | None = None,
+) -> Evaluated:
+    """Score models and baselines on one subject, under each protocol of `course`.
+
+    Parameters
+    ----------
+    systems
+        The models by name.
+    baseline_tokens
+        What the baselines are fitted on.
+    pictures
+        The store's (`PooledStore.picture_digests`), for the leakage audit, which comes before a baseline is fitted.
+    picked
+        By model: its checkpoint that is best on the test images, which ``chasm-legacy`` scores in its place.
+
+    Raises
+    ------
+    ValueError
+        If the audit finds a leak, a baseline is unknown, or a model has a baseline's name.
+    """
+    check_names(systems, course.baselines)
+    name, seed = subject.name, course.seed
+    measured, rows = measured_test(
+        subject, split, n_sessions=course.n_sessions, preprocessing=course.preprocessing, part=course.part
+    )
+    train = samples(subject, split, "train", n_sessions=course.n_sessions, preprocessing=course.preprocessing)
+    audit_fit(split.ids, split, {name: train}, {}, parcels={}, pictures=pictures)
+    predictions = {label: model_prediction(of.model, of.tokens, name, rows) for label, of in systems.items()}
+    predictions |= {label: predict(label, baseline_tokens, train, rows, seed=seed) for label in course.baselines}
+    drawn = {}
+    if course.n_samples:
+        drawn = {
+            label: model_samples(of.model, of.tokens, name, rows, n=course.n_samples, seed=seed)
+            for label, of in systems.items()
+            if not of.model.adapter(name).noise_sd.isnan().any()
+        }
+    scores: dict[Protocol, Scores] = {}
+    training_mean = train.responses.mean(0)
+    if "strict" in course.protocols:
+        scores["strict"] = score(
+            predictions,
+            measured,
+            training_mean=training_mean,
+            n_bootstraps=course.n_bootstraps,
+            rng=np.random.default_rng(seed),
+            samples=drawn or None,
+        )
+    if "chasm-legacy" in course.protocols:
+        of_legacy, unit = measured_legacy(subject, split, measured, part=course.part)
+        shown = predictions | {
+            label: model_prediction(of.model, of.tokens, name, rows) for label, of in (picked or {}).items()
+        }
+        scores["chasm-legacy"] = score(
+            {label: unit.converted(predicted) for label, predicted in shown.items()},
+            of_legacy,
+            training_mean=unit.training_mean,
+            n_bootstraps=course.n_bootstraps,
+            rng=np.random.default_rng(seed),
+            protocol="chasm-legacy",
+        )
+    return Evaluated(
+        measured=measured,
+        rows=rows,
+        predictions=predictions,
+        samples=drawn,
+        training_mean=training_mean,
+        scores=scores,
+    )
+
+
+def check_names(systems: Mapping[str, object], baselines: Sequence[str]) -> None:
+    """Raise ValueError where a baseline is unknown, or a model has a baseline's name."""
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"there is no baseline {', '.join(map(repr, unknown))}; there are {', '.join(BASELINES)}")
+    taken = [name for name in systems if name in baselines]
+    if taken:
+        raise ValueError(f"a model can't be named {taken[0]!r} beside the baseline of that name; rename the model")

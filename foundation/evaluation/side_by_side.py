@@ -1,0 +1,60 @@
+"""Both protocols in one table, so that nobody takes a number of one for a number of the other."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from foundation.evaluation.score import Row, Scores
+from foundation.evaluation.table import LEGACY_WARNING, caption, number, places, with_interval
+
+COLUMNS = (
+    ("strict", "voxel", "trial", "r", "voxel r\n(trial)"),
+    ("strict", "voxel", "mean", "r", "voxel r"),
+    ("strict", "pattern", "mean", "r", "pattern r"),
+    ("strict", "voxel", "mean", "mse", "MSE"),
+    ("strict", "voxel", "mean", "r2_ceiling", "r²/c"),
+    ("chasm-legacy", "voxel", "mean", "r", "LEGACY\nvoxel r"),
+    ("chasm-legacy", "pattern", "mean", "r", "LEGACY\npattern r"),
+    ("chasm-legacy", "voxel", "mean", "mse", "LEGACY\nMSE"),
+)
+"""Protocol, axis, target and metric of each column, and its heading."""
+_INTERVALS = (1, 6)
+"""Columns that show their intervals: what each protocol leads with."""
+
+
+def side_by_side(scores: Mapping[str, Scores]) -> Table:
+    """Return a table row per subject, ROI and system, with columns of both protocols.
+
+    Parameters
+    ----------
+    scores
+        By protocol: ``strict`` and ``chasm-legacy``. The latter may have further systems, picked on the test images.
+    """
+    rows: dict[tuple[str, ...], Row] = {}
+    for protocol, of_protocol in scores.items():
+        rows |= {(protocol, r.axis, r.target, r.metric, r.subject, r.roi, r.system): r for r in of_protocol.rows}
+    table = Table(
+        title="Scores under both protocols",
+        caption=f"{LEGACY_WARNING}\n{caption(scores['strict'], 'strict, and chasm-legacy in the columns LEGACY')}",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+    )
+    for heading in ("subject", "ROI", "system"):
+        table.add_column(heading)
+    for *_, heading in COLUMNS:
+        table.add_column(heading, justify="right")
+    section: tuple[str, ...] = ()
+    for place in places(row for of_protocol in scores.values() for row in of_protocol.rows):
+        if section and section != place[:2]:
+            table.add_section()
+        leading = place[:2] if section != place[:2] else ("", "")
+        cells = []
+        for k, (protocol, axis, target, metric, _) in enumerate(COLUMNS):
+            row = rows.get((protocol, axis, target, metric, *place))
+            cells.append("–" if row is None else with_interval(row) if k in _INTERVALS else number(row.value))
+        table.add_row(*leading, place[2], *cells)
+        section = place[:2]
+    return table

@@ -1,0 +1,180 @@
+"""Which systems are compared, on which subjects of which store: from the names that a user gives."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from data.embedded import embedded_phantom
+from data.splits import Split, split_of
+from data.store import PooledStore, TokenReader
+from foundation.checkpoint import load_model
+from foundation.evaluation.baselines import BASELINES
+from foundation.evaluation.compare import model_prediction
+from foundation.evaluation.evaluated import Course, Evaluated, System, evaluate_subject
+from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.metrics import patternwise_r
+from foundation.named_model import NamedModel, named_model
+from foundation.seen_images import check_images
+from foundation.training.checkpoints import checkpoints
+
+Value = TypeVar("Value")
+PICKED = " (picked on test)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineUp:
+    """Models and baselines that can be compared: of one store, split and subjects."""
+
+    models: dict[str, NamedModel]
+    baselines: tuple[str, ...]
+    store: PooledStore
+    split: Split
+    tokens: TokenReader
+    """Of the baselines: those of the first model."""
+    subjects: tuple[str, ...]
+    course: Course
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores has to know about the comparison."""
+
+    @property
+    def systems(self) -> dict[str, System]:
+        """The models with their tokens."""
+        return {
+            label: System(model=named.model, tokens=self.store.tokens(named.encoder))
+            for label, named in self.models.items()
+        }
+
+    def evaluate(self, subject: str, *, picked: dict[str, System] | None = None) -> Evaluated:
+        """Return the systems' predictions and scores on one subject."""
+        return evaluate_subject(
+            self.systems,
+            self.store.subject(subject),
+            self.split,
+            self.course,
+            baseline_tokens=self.tokens,
+            pictures=self.store.picture_digests(),
+            picked=picked,
+        )
+
+    def picked_on_test(self, label: str, *, tell: Callable[[str], None]) -> dict[str, System]:
+        """Return, under `label` and `PICKED`, the checkpoint of a model's run that is best on the test images.
+
+        As ``chasm-legacy`` has it: by pattern r against repeat means, averaged over subjects, the model itself among
+        them. Empty where the run isn't here or kept no checkpoint.
+        """
+        named = self.models[label]
+        kept = [] if named.run is None else checkpoints(named.run)
+        if not kept:
+            tell(f"{label}: no checkpoint is picked on the test images, for its run kept none (--keep-checkpoints N)")
+            return {}
+        tokens = self.store.tokens(named.encoder)
+        best, best_r, which = named.model, self._legacy_r(System(model=named.model, tokens=tokens)), "the model itself"
+        for directory in kept:
+            model, _ = load_model(directory)
+            r = self._legacy_r(System(model=model, tokens=tokens))
+            if r > best_r:
+                best, best_r, which = model, r, directory.name
+        tell(f"{label}: of {len(kept)} checkpoints and the model itself, chasm-legacy picks {which} on the test images")
+        return {f"{label}{PICKED}": System(model=best, tokens=tokens)}
+
+    def _legacy_r(self, system: System) -> float:
+        """Return the pattern r that is averaged over subjects."""
+        return float(np.mean([self._legacy_r_of(system, name) for name in self.subjects]))
+
+    def _legacy_r_of(self, system: System, name: str) -> float:
+        subject = self.store.subject(name)
+        measured, rows = measured_test(subject, self.split, part=self.course.part)
+        of_legacy, unit = measured_legacy(subject, self.split, measured, part=self.course.part)
+        predicted = unit.converted(model_prediction(system.model, system.tokens, name, rows))
+        return float(np.nanmean(patternwise_r(predicted, of_legacy.mean)))
+
+
+def line_up(
+    names: Sequence[str],
+    *,
+    store: str | None = None,
+    subjects: tuple[str, ...] = (),
+    encoder: str | None = None,
+    sessions: int | None = None,
+    course: Course,
+    tell: Callable[[str], None],
+) -> LineUp:
+    """Find the models and baselines that `names` name, and what they can be compared on.
+
+    Parameters
+    ----------
+    names
+        Of models (`foundation.named_model`) and of baselines, which learn from the first model's encoder and sessions.
+    store
+        Path or URL; None: that of the first model, or the embedded phantom.
+    subjects
+        By number or name; empty: all that every model was fitted to.
+    encoder, sessions
+        Of the baselines, in place of the first model's.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, the models have no subject in common, or the store isn't what a model was made from.
+    """
+    baselines = tuple(dict.fromkeys((*(name for name in names if name in BASELINES), *course.baselines)))
+    models = {named.label: named for named in (named_model(name) for name in names if name not in BASELINES)}
+    first = next(iter(models.values()), None)
+    where = store or (embedded_phantom("tiny", tell=tell) if first is None else first.store)
+    opened = PooledStore.open(where)
+    split = split_of(opened)
+    tokens = opened.tokens(encoder or (_only_encoder(opened) if first is None else first.encoder))
+    chosen = _common_subjects(models, opened, subjects)
+    for named in models.values():
+        named.check(opened, opened.tokens(named.encoder), split)
+        for name in chosen:
+            images = check_images(opened, name, named.backbone, label=named.label)
+            if images.startswith("not checked"):
+                tell(f"whether {named.label} was trained on test images of {name} is {images}")
+    notes: list[str] = []
+    amounts = {label: named.n_sessions for label, named in models.items()}
+    n_sessions = sessions if sessions is not None else _agreed(list(amounts.values()), None)
+    if len(set(amounts.values())) > 1:
+        told = ", ".join(f"{label} {'all' if n is None else n}" for label, n in amounts.items())
+        notes.append(f"systems learned from different numbers of sessions: {told}; baselines {n_sessions or 'all'}")
+    preprocessing = _agreed([named.preprocessing for named in models.values()], course.preprocessing)
+    return LineUp(
+        models=models,
+        baselines=baselines,
+        store=opened,
+        split=split,
+        tokens=tokens,
+        subjects=tuple(chosen),
+        course=replace(course, baselines=baselines, n_sessions=n_sessions, preprocessing=preprocessing),
+        notes=tuple(notes),
+    )
+
+
+def _agreed(values: list[Value], otherwise: Value) -> Value:
+    """Return what all values are, or something else where they differ or there are none."""
+    return values[0] if values and all(value == values[0] for value in values) else otherwise
+
+
+def _common_subjects(models: dict[str, NamedModel], store: PooledStore, wanted: tuple[str, ...]) -> list[str]:
+    if wanted:
+        chosen = [store.resolve_subject(name) for name in wanted]
+        for named in models.values():
+            named.chosen_subjects(tuple(chosen))
+        return list(dict.fromkeys(chosen))
+    if not models:
+        return store.subjects
+    first, *others = models.values()
+    chosen = [name for name in first.subjects if all(name in other.subjects for other in others)]
+    if not chosen:
+        told = "; ".join(f"{label}: {', '.join(named.subjects)}" for label, named in models.items())
+        raise ValueError(f"the models have no subject in common ({told}); compare models of the same subjects")
+    return chosen
+
+
+def _only_encoder(store: PooledStore) -> str:
+    if len(store.encoders) != 1:
+        have = ", ".join(store.encoders) or "none (`python -m data features` makes them)"
+        raise ValueError(f"say which tokens of {store.path} to use, by --encoder; there are: {have}")
+    return store.encoders[0]
