@@ -10,9 +10,12 @@ from tyro.conf import Positional, arg
 from data.command_line import CommonOptions, Session, begin, progress_bar, run
 from data.splits import Part
 from foundation.evaluation.evaluated import PROTOCOLS, Course, Evaluated, Protocol, System
+from foundation.evaluation.fold_table import fold_rows, fold_table
+from foundation.evaluation.folds import CrossValidated, cross_validate
 from foundation.evaluation.protocols import ProtocolStep, protocol_steps, steps_table
-from foundation.evaluation.score import Scores, merge_scores
+from foundation.evaluation.score import Row, Scores, merge_scores
 from foundation.evaluation.side_by_side import side_by_side
+from foundation.evaluation.significance import significance_rows, significance_table
 from foundation.evaluation.table import WIDTH, print_scores, write_rows_csv, write_rows_json
 from foundation.line_up import PICKED, LineUp, line_up
 from foundation.tracking.runs import TrackedRun, tracking_uri
@@ -47,6 +50,10 @@ class Evaluate:
     """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
     bootstraps: int = 1000
     """Resamples of the images that intervals are made of."""
+    permutations: int = 1000
+    """Permutations of the images against which it is tested that a voxel is predicted at all; 0: none."""
+    folds: int | None = None
+    """Cross-validate the baselines besides, with so many folds of all images, each fitted anew."""
     json: Path | None = None
     """File for the rows as JSON; `NAME.comparisons.json` beside it has the paired differences."""
     csv: Path | None = None
@@ -75,6 +82,7 @@ def evaluate(command: Evaluate) -> None:
             seed=command.seed,
             n_bootstraps=command.bootstraps,
             n_samples=command.samples,
+            n_permutations=command.permutations,
         ),
         tell=console.print,
     )
@@ -89,18 +97,25 @@ def evaluate(command: Evaluate) -> None:
                 picked |= entrants.picked_on_test(label, tell=console.print)
         evaluated = _evaluated(entrants, picked)
         scores = {p: _merged(entrants, [of.scores[p] for of in evaluated]) for p in protocols}
+        wide = Console(width=max(console.width, WIDTH))
         steps: list[ProtocolStep] = []
         if len(protocols) == 1:
             print_scores(scores[protocols[0]])
         else:
-            wide = Console(width=max(console.width, WIDTH))
             wide.print(side_by_side(scores))
             for system in (*entrants.models, *entrants.baselines):
                 with_picked = f"{system}{PICKED}" if f"{system}{PICKED}" in picked else None
                 steps += protocol_steps(evaluated, system, picked=with_picked)
             wide.print(steps_table([step for step in steps if step.system == leading]))
-        log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps)
-        _write(command, list(scores.values()), console)
+        further = [row for of in evaluated for row in _of_null(of)]
+        if further:
+            wide.print(significance_table(further, n_permutations=command.permutations))
+        if command.folds is not None:
+            folded = [_cross_validated(entrants, subject, command.folds, console) for subject in entrants.subjects]
+            wide.print(fold_table(folded))
+            further += fold_rows(folded)
+        log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps, further=further)
+        _write(command, list(scores.values()), further, console)
     console.print(f"the run is evaluate-{leading.replace('/', '-')} in {tracking_uri()}")
 
 
@@ -108,9 +123,11 @@ def _check(command: Evaluate) -> None:
     """Refuse what is wrong by itself, before anything is loaded."""
     if not command.models:
         raise ValueError("name a model or a baseline to evaluate, such as phantom-tiny@champion or ridge")
-    for name, value, least in (("--bootstraps", command.bootstraps, 0), ("--samples", command.samples, 0)):
-        if value < least:
-            raise ValueError(f"{name} {value} must be at least {least}")
+    least = {"bootstraps": 0, "samples": 0, "permutations": 0, "folds": 2}
+    for name, lowest in least.items():
+        value = getattr(command, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name} {value} must be at least {lowest}")
     for path in (command.json, command.csv):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"there is no directory {path.resolve().parent} for {path}; make it first")
@@ -169,9 +186,33 @@ def _tags(command: Evaluate, entrants: LineUp) -> dict[str, str]:
     return tags | ({} if n_sessions is None else {"sessions": str(n_sessions)})
 
 
-def _write(command: Evaluate, scores: list[Scores], console: Console) -> None:
-    """Write the rows of all protocols where they are asked for."""
-    rows = [row for of_protocol in scores for row in of_protocol.rows]
+def _of_null(evaluated: Evaluated) -> list[Row]:
+    """Return what one subject's permutations found."""
+    measured = evaluated.measured
+    return significance_rows(
+        evaluated.null, subject=measured.subject, families=measured.families, n_images=measured.n_images
+    )
+
+
+def _cross_validated(entrants: LineUp, subject: str, n_folds: int, console: Console) -> CrossValidated:
+    """Return the baselines' scores over folds."""
+    return cross_validate(
+        entrants.store.subject(subject),
+        entrants.tokens,
+        entrants.split,
+        pictures=entrants.store.picture_digests(),
+        baselines=entrants.baselines,
+        n_folds=n_folds,
+        n_sessions=entrants.course.n_sessions,
+        preprocessing=entrants.course.preprocessing,
+        seed=entrants.course.seed,
+        tell=console.print,
+    )
+
+
+def _write(command: Evaluate, scores: list[Scores], further: list[Row], console: Console) -> None:
+    """Write the rows of all protocols, and what else there is, where they are asked for."""
+    rows = [row for of_protocol in scores for row in of_protocol.rows] + further
     comparisons = [c for of_protocol in scores for c in of_protocol.comparisons]
     if command.json is not None:
         write_rows_json(rows, command.json)

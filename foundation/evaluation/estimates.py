@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from foundation.evaluation.metrics import LOWEST_CEILING, patternwise_r, r2_ceiling, squared_error, voxelwise_r
-from foundation.evaluation.sampling import MIN_CRPS_SAMPLES, coverage, crps, samples_needed
+from foundation.evaluation.sampling import MIN_CRPS_SAMPLES, coverage, crps, energy_score, samples_needed
 from foundation.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_p,
@@ -145,12 +145,13 @@ def estimate_ceiling(target: Target) -> dict[Key, Estimate]:
 
 
 def estimate_sampling(samples: Float[np.ndarray, "sample image voxel"], target: Target) -> dict[Key, Estimate]:
-    """CRPS and coverage of one system's samples; without what so few samples don't allow."""
+    """CRPS, energy score and coverage of one system's samples; without what so few samples don't allow."""
     found: dict[Key, Estimate] = {}
     if len(samples) >= MIN_CRPS_SAMPLES:
         found |= _mean_per_roi(
             "crps", lambda block: crps(samples[:, :, block], target.rows[:, block], image=target.image), target
         )
+        found |= _energy(samples, target)
     if len(samples) >= samples_needed(COVERED):
         found |= _mean_per_roi(
             "coverage90",
@@ -161,10 +162,33 @@ def estimate_sampling(samples: Float[np.ndarray, "sample image voxel"], target: 
 
 
 def estimate_point_mass(prediction: Float[np.ndarray, "image voxel"], target: Target) -> dict[Key, Estimate]:
-    """CRPS of a prediction without spread, its absolute error; it has no interval that could cover."""
-    return _mean_per_roi(
+    """CRPS and energy score of a prediction without spread: its error. It has no interval that could cover."""
+    errors = _mean_per_roi(
         "crps", lambda block: np.abs(prediction[:, block][target.image] - target.rows[:, block]), target
     )
+    return errors | _energy_of(
+        lambda voxels: np.linalg.norm(
+            prediction[:, voxels].astype(np.float64)[target.image] - target.rows[:, voxels], axis=1
+        ),
+        target,
+    )
+
+
+def _energy(samples: np.ndarray, target: Target) -> dict[Key, Estimate]:
+    return _energy_of(
+        lambda voxels: energy_score(samples[:, :, voxels], target.rows[:, voxels], image=target.image), target
+    )
+
+
+def _energy_of(of_voxels: Callable[[slice | np.ndarray], np.ndarray], target: Target) -> dict[Key, Estimate]:
+    """The mean over images of a score that a row has for an ROI's voxels together."""
+    found = {}
+    for roi, mask in target.rois.items():
+        if mask.any():
+            of_rows = of_voxels(slice(None) if mask.all() else np.flatnonzero(mask))
+            per_image = np.bincount(target.image, of_rows) / target.n_rows
+            found[Key(roi, "pattern", "energy")] = mean_over_images(per_image, target, n_voxels=int(mask.sum()))
+    return found
 
 
 def mean_over_images(

@@ -14,9 +14,10 @@ from data.audit import audit_fit
 from data.preprocess import Preprocessing, samples
 from data.splits import Part, Split
 from data.store import SubjectStore, TokenReader
-from foundation.evaluation.baselines import BASELINES, predict
+from foundation.evaluation.baselines import BASELINES, kept_prediction
 from foundation.evaluation.compare import model_prediction, model_samples
 from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.permutation import PermutationTest, draw_orders, permutation_test
 from foundation.evaluation.score import Measured, Scores, score
 from foundation.model.encoding_model import EncodingModel
 
@@ -46,6 +47,8 @@ class Course:
     n_bootstraps: int = 1000
     n_samples: int = 0
     """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
+    n_permutations: int = 0
+    """Permutations of the images that the null is made of; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +65,8 @@ class Evaluated:
     """Single trials that a system draws, of those that draw any."""
     training_mean: Float32[np.ndarray, " voxel"]
     scores: dict[Protocol, Scores] = field(default_factory=dict)
+    null: dict[str, PermutationTest] = field(default_factory=dict)
+    """By system: its voxel r against repeat means, against those of predictions of other images."""
 
     @property
     def subject(self) -> str:
@@ -105,7 +110,12 @@ def evaluate_subject(
     train = samples(subject, split, "train", n_sessions=course.n_sessions, preprocessing=course.preprocessing)
     audit_fit(split.ids, split, {name: train}, {}, parcels={}, pictures=pictures)
     predictions = {label: model_prediction(of.model, of.tokens, name, rows) for label, of in systems.items()}
-    predictions |= {label: predict(label, baseline_tokens, train, rows, seed=seed) for label in course.baselines}
+    predictions |= {
+        label: kept_prediction(
+            label, subject, baseline_tokens, train, rows, images=split.ids, pictures=pictures, seed=seed
+        )
+        for label in course.baselines
+    }
     drawn = {}
     if course.n_samples:
         drawn = {
@@ -137,6 +147,14 @@ def evaluate_subject(
             rng=np.random.default_rng(seed),
             protocol="chasm-legacy",
         )
+    null: dict[str, PermutationTest] = {}
+    if course.n_permutations:
+        orders = draw_orders(measured.n_images, course.n_permutations, rng=np.random.default_rng(seed))
+        rois = {"all": np.ones(measured.n_voxels, bool), **measured.families}
+        null = {
+            label: permutation_test(predicted, measured.mean, orders, rois=rois)
+            for label, predicted in predictions.items()
+        }
     return Evaluated(
         measured=measured,
         rows=rows,
@@ -144,6 +162,7 @@ def evaluate_subject(
         samples=drawn,
         training_mean=training_mean,
         scores=scores,
+        null=null,
     )
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from foundation.evaluation.evaluated import Evaluated
+from foundation.evaluation.evaluated import Evaluated, Protocol
 from foundation.evaluation.score import Scores
 
-STEPS = (
+STEPS: tuple[tuple[Protocol, str, str, str], ...] = (
     ("strict", "voxel", "trial", "over images, against single trials"),
     ("strict", "voxel", "mean", "... against the mean of an image's repeats"),
     ("strict", "pattern", "mean", "... over voxels instead (pattern r)"),
@@ -56,8 +56,9 @@ def protocol_steps(evaluated: Sequence[Evaluated], system: str, *, picked: str |
     found = []
     for of in evaluated:
         before = None
-        steps = [(*step, system) for step in STEPS]
-        steps += [("chasm-legacy", "pattern", "mean", PICKED_STEP, picked)] if picked is not None else []
+        steps: list[tuple[Protocol, str, str, str, str]] = [(*step, system) for step in STEPS]
+        if picked is not None:
+            steps.append(("chasm-legacy", "pattern", "mean", PICKED_STEP, picked))
         for protocol, axis, target, told, name in steps:
             value, floor = (_r(of.scores[protocol], who, axis, target) for who in (name, "mean"))
             change = None if before is None or value is None else value - before

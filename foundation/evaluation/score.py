@@ -13,8 +13,9 @@ Choices, beyond the protocol's text:
 - Differences of patternwise ``r`` and of ``mse`` have a value per image and are tested with Wilcoxon's signed ranks
   over images. The voxelwise ``r`` has none; voxels share their images' noise, and a test across them would claim too
   much. Its p comes from the paired bootstrap.
-- Samples are of single trials, so ``crps`` and ``coverage90`` are of the target ``trial``, and those of ``mean`` are
-  null. Where the data came averaged, averages are all there is: then they are the target, and a note says so.
+- Samples are of single trials, so ``crps``, ``coverage90`` and ``energy`` are of the target ``trial``, and those of
+  ``mean`` are null. Where the data came averaged, averages are all there is: then they are the target, and a note
+  says so.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ METRICS = (
     ("pattern", "mse"),
 )
 """Axis and metric of the rows."""
-SAMPLING_METRICS = (("voxel", "crps"), ("voxel", "coverage90"))
+SAMPLING_METRICS = (("voxel", "crps"), ("voxel", "coverage90"), ("pattern", "energy"))
 """Axis and metric of the further rows of systems with samples, and of the floors beside them."""
 
 
@@ -223,7 +224,8 @@ def score(
         Rows for every system, floor and ceiling, each ROI (``all``, the given families, and null rows for those of
         early, mid and higher that have no labels), axis, target and metric. Comparisons for every ordered pair of
         systems, and of each system with the floors where both are defined. With samples, further rows of
-        `SAMPLING_METRICS` for these systems and the floors; a floor is a point mass, its CRPS the absolute error.
+        `SAMPLING_METRICS` for these systems and the floors; a floor is a point mass, its CRPS the absolute
+        error and its energy score the error's norm.
 
     Raises
     ------
@@ -329,13 +331,15 @@ def _low_ceiling_notes(target: str, against: Target) -> list[str]:
 def _sampling_notes(samples: Mapping[str, np.ndarray], measured: Measured) -> list[str]:
     """How many samples there are, what they were compared with, and what so few don't allow."""
     if measured.trial_reason is None:
-        notes = ["crps, coverage90, target mean: n/a, samples are of single trials"]
+        notes = ["crps, coverage90, energy, target mean: n/a, samples are of single trials"]
     else:
-        notes = [f"crps, coverage90 against averages, which vary less than the trials sampled: {measured.trial_reason}"]
+        notes = [
+            f"crps, coverage90, energy against averages, which vary less than the trials sampled: {measured.trial_reason}"
+        ]
     notes.append("coverage90 of zero and mean: n/a, a point mass has no interval")
     for name, drawn in samples.items():
         notes.append(f"samples of {name}: T = {len(drawn)}")
-        needs = (("crps", MIN_CRPS_SAMPLES), ("coverage90", samples_needed(COVERED)))
+        needs = (("crps", MIN_CRPS_SAMPLES), ("coverage90", samples_needed(COVERED)), ("energy", MIN_CRPS_SAMPLES))
         notes += [f"{m} of {name}: n/a, needs {n} samples, got {len(drawn)}" for m, n in needs if len(drawn) < n]
     return notes
 

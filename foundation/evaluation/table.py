@@ -33,10 +33,11 @@ LEGEND = (
 )
 SAMPLING_LEGEND = (
     "CRPS: fair, mean over voxels and images, in the responses' unit; lower is better, and of a floor it is the "
-    "absolute error. coverage 90 %: targets inside the samples' central 90 % interval; .900 if the spread is right. "
+    "absolute error. energy: energy score, the CRPS of a whole pattern of voxels. coverage 90 %: targets inside the "
+    "samples' central 90 % interval; .900 if the spread is right. "
     "[ ]: 95 % bootstrap interval over images."
 ).replace("[", "\\[")
-SAMPLED = {"crps": "CRPS", "coverage90": "coverage 90 %"}
+SAMPLED = {"crps": "CRPS", "coverage90": "coverage 90 %", "energy": "energy"}
 """Metrics of sampling systems and the headings of their columns."""
 WIDTH = 132
 """Columns that the table needs; print it to a console that is at least so wide."""

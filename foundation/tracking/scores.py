@@ -15,7 +15,7 @@ from foundation.evaluation.compare import headline
 from foundation.evaluation.curve import curve_rows, write_curve
 from foundation.evaluation.figures import bars_per_roi, learning_curve, maps
 from foundation.evaluation.protocols import ProtocolStep
-from foundation.evaluation.score import CEILING, FLOORS, Measured, Scores
+from foundation.evaluation.score import CEILING, FLOORS, Measured, Row, Scores
 from foundation.evaluation.table import write_rows_csv, write_rows_json
 from foundation.tracking.runs import TrackedRun, find_runs
 
@@ -41,11 +41,13 @@ def log_evaluation(
     system: str,
     part: str = "test",
     steps: Sequence[ProtocolStep] = (),
+    further: Sequence[Row] = (),
 ) -> None:
     """Log an evaluation: the headline of `system`, and every row of every protocol.
 
     Strict scores are logged as a training run's are; on other images than test ones their metrics begin with the
     part's name. Those of ``chasm-legacy`` begin with that, so that nobody compares them with strict ones by mistake.
+    `further` rows, of permutations and folds, are kept in ``further-rows.json``.
     """
     for protocol, of_protocol in scores.items():
         found = headline(of_protocol, system)
@@ -60,9 +62,10 @@ def log_evaluation(
             write_rows_csv(of_protocol.rows, directory / f"scores{suffix}.csv")
             write_rows_json(of_protocol.comparisons, directory / f"comparisons{suffix}.json")
             bars_per_roi(of_protocol, directory / f"scores{suffix}.png")
-    if steps:
-        with _kept(run) as directory:
-            write_rows_json(steps, directory / "protocol-steps.json")
+    with _kept(run) as directory:
+        for name, rows in (("protocol-steps", steps), ("further-rows", further)):
+            if rows:
+                write_rows_json(rows, directory / f"{name}.json")
 
 
 def log_scores(run: TrackedRun, scores: Scores, *, system: str = "manybrains") -> None:

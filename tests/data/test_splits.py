@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.splits import TEST_SHARE, VALIDATION_SHARE, hash_part, split_images, split_of
+from data.splits import TEST_SHARE, VALIDATION_SHARE, fold_split, hash_fold, hash_part, split_images, split_of
 
 identities = st.lists(st.text(min_size=1, max_size=12), unique=True, min_size=1, max_size=30)
 
@@ -88,3 +88,62 @@ def test_trials_are_selected_by_their_images_part(store):
     parts = [split.select(image, part) for part in ("train", "validation", "test")]
     np.testing.assert_array_equal(np.sum(parts, axis=0), 1)
     np.testing.assert_array_equal(split.select(image, "train", "test"), parts[0] | parts[2])
+
+
+# -- folds -------------------------------------------------------------------------------------------------------------
+
+
+@given(ids=identities, n_folds=st.integers(2, 7))
+def test_folds_are_disjoint_and_cover_every_image_whatever_its_prescribed_part(ids, n_folds):
+    split = split_images(ids, ["test"] * len(ids))
+    tested = [fold_split(split, k, n_folds).parts == "test" for k in range(n_folds)]
+    np.testing.assert_array_equal(np.sum(tested, axis=0), 1)
+
+
+@given(old=identities, new=identities)
+def test_adding_images_moves_none_to_another_fold(old, new):
+    together = old + [identity for identity in new if identity not in old]
+    for k in range(3):
+        before, after = (fold_split(split_images(ids, [""] * len(ids)), k, 3) for ids in (old, together))
+        np.testing.assert_array_equal(after.parts[: len(old)], before.parts)
+
+
+def test_outside_the_fold_the_hash_says_who_validates_and_all_others_train():
+    ids = [f"image {k}" for k in range(400)]
+    split = split_images(ids, ["validation"] * 200 + ["test"] * 200)
+    folds = [fold_split(split, k, 4) for k in range(4)]
+    for fold in folds:
+        assert fold.ids == split.ids
+        for identity, part in zip(ids, fold.parts.tolist(), strict=True):
+            assert part in ("test", "validation" if hash_part(identity) == "validation" else "train")
+    assert sum((fold.parts == "validation").sum() for fold in folds) > 3 * 0.05 * len(ids)
+
+
+def test_folds_are_of_one_size_and_independent_of_the_hashed_part():
+    ids = [f"image {k}" for k in range(20_000)]
+    fold = np.array([hash_fold(identity, 5) for identity in ids])
+    tests = np.array([hash_part(identity) == "test" for identity in ids])
+    for k in range(5):
+        assert np.mean(fold == k) == pytest.approx(0.2, abs=0.01)
+        assert np.mean(tests[fold == k]) == pytest.approx(TEST_SHARE, abs=0.02)
+
+
+def test_the_folds_hash_is_the_same_in_every_version():
+    assert [hash_fold(f"sha256:{k}", 5) for k in range(12)] == [4, 2, 2, 3, 3, 4, 2, 2, 1, 0, 1, 4]
+
+
+def test_the_digest_tells_the_folds_rule():
+    split = split_images(["a", "b", "c", "d"], [""] * 4)
+    folds = [fold_split(split, k, n) for n in (2, 3) for k in range(n)]
+    assert len({fold.digest for fold in folds} | {split.digest}) == 6
+    assert folds[0].rule == "fold 0 of 2 by hash, manybrains folds 1"
+    assert fold_split(split_images(["a", "b", "c", "d"], ["train"] * 4), 0, 2).digest == folds[0].digest
+
+
+def test_a_fold_that_does_not_exist_is_refused():
+    split = split_images(["a", "b"], ["", ""])
+    with pytest.raises(ValueError, match="n_folds is 1; cross-validation needs at least 2"):
+        fold_split(split, 0, 1)
+    for k in (-1, 5):
+        with pytest.raises(ValueError, match=f"fold {k} doesn't exist; 5 folds are counted from 0 to 4"):
+            fold_split(split, k, 5)

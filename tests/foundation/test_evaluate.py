@@ -140,6 +140,25 @@ def test_baselines_alone_need_no_model(home, tiny_store, tmp_path, monkeypatch):
     assert all(row["low"] == "" for row in rows)
 
 
+def test_folds_and_permutations_stand_beside_the_scores(home, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "rows.json"
+    args = ("--subjects", "1", "--folds", "3", "--permutations", "99", "--samples", "20", "--bootstraps", "0")
+    run(monkeypatch, RUN, *args, "--json", str(out))
+    told = capsys.readouterr().out
+    assert "Cross-validation, 3 folds" in told
+    assert "Predicted at all?" in told
+    (folded,) = rows_of(
+        out, system="ridge", protocol="strict-3-folds", roi="all", axis="voxel", target="mean", metric="r"
+    )
+    assert folded["low"] < folded["value"] < folded["high"]
+    assert not rows_of(out, system=RUN, protocol="strict-3-folds")
+    (p,) = rows_of(out, system="ridge", metric="p_permutation", roi="all")
+    assert p["value"] == pytest.approx(0.01)  # its responses are linear in the tokens
+    (energy,) = rows_of(out, system=RUN, metric="energy", target="trial", roi="all")
+    (floor,) = rows_of(out, system="mean", metric="energy", target="trial", roi="all")
+    assert 0 < energy["value"] < floor["value"]
+
+
 def test_other_images_than_test_ones_are_marked_as_such(home, monkeypatch, capsys):
     run(monkeypatch, RUN, "--split", "validation", "--bootstraps", "0", "--samples", "0")
     assert "scored on validation images" in " ".join(capsys.readouterr().out.split())
@@ -157,9 +176,10 @@ def test_other_images_than_test_ones_are_marked_as_such(home, monkeypatch, capsy
         ((RUN, "--baselines", "lasso"), "there is no baseline 'lasso'"),
         ((RUN, "--json", "/nowhere/rows.json"), "there is no directory /nowhere"),
         ((RUN, "--bootstraps", "-1"), "--bootstraps -1"),
+        ((RUN, "--folds", "1"), "--folds 1 must be at least 2"),
         ((), "name a model"),
     ],
-    ids=["registry", "file", "subject", "baseline", "directory", "bootstraps", "nothing"],
+    ids=["registry", "file", "subject", "baseline", "directory", "bootstraps", "folds", "nothing"],
 )
 def test_what_cannot_be_scored_is_one_clear_line(home, monkeypatch, capsys, args, told):
     with pytest.raises(SystemExit):

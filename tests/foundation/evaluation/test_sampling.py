@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from foundation.evaluation.sampling import coverage, crps, samples_needed
+from foundation.evaluation.sampling import calibration, coverage, crps, energy_score, samples_needed
 
 
 def normal_crps(y, mean, sd):
@@ -102,3 +102,89 @@ def test_too_few_samples_are_refused():
         coverage(np.zeros((18, 1, 1)), np.zeros((1, 1)), level=0.9)
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         crps(np.zeros((1, 1, 1)), np.zeros((1, 1)))
+
+
+# -- calibration over levels -------------------------------------------------------------------------------------------
+
+LEVELS = np.arange(1, 10) / 10
+
+
+def test_calibration_is_the_mean_coverage_of_each_level_across_blocks_of_voxels():
+    rng = np.random.default_rng(10)
+    x, y, image = rng.standard_normal((25, 6, 300)), rng.standard_normal((11, 300)), rng.integers(0, 6, size=11)
+    expected = [coverage(x, y, level=level, image=image).mean() for level in LEVELS]
+    np.testing.assert_allclose(calibration(x, y, LEVELS, image=image), expected, rtol=1e-12)
+    np.testing.assert_allclose(calibration(x, y[:6], LEVELS), calibration(x, y[:6], LEVELS, image=np.arange(6)))
+
+
+def test_samples_of_the_truth_lie_on_the_diagonal_and_others_off_it():
+    rng = np.random.default_rng(11)
+    y = rng.standard_normal((200, 200))
+    found = {sd: calibration(sd * rng.standard_normal((20, 200, 200)), y, LEVELS) for sd in (0.6, 1, 1.6)}
+    np.testing.assert_allclose(found[1], LEVELS, atol=0.01)
+    assert (found[0.6] < LEVELS - 0.02).all()
+    assert (found[1.6] > LEVELS + 0.02).all()
+
+
+def test_levels_that_so_few_samples_cannot_tell_are_undefined():
+    x, y = np.random.default_rng(12).standard_normal((9, 3, 4)), np.zeros((3, 4))
+    assert np.isnan(calibration(x, y, LEVELS)).tolist() == [False] * 8 + [True]
+    assert np.isnan(calibration(x[:, :, :0], y[:, :0], LEVELS)).all()
+
+
+# -- the energy score of patterns --------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(m=st.integers(2, 7), n_voxels=st.integers(1, 5), seed=st.integers(0, 99))
+def test_the_energy_score_is_the_double_sum_over_pairs_of_samples(m, n_voxels, seed):
+    rng = np.random.default_rng(seed)
+    x, y, image = rng.normal(size=(m, 3, n_voxels)), rng.normal(size=(5, n_voxels)), np.array([2, 0, 2, 1, 2])
+    expected = []
+    for of_image, row in zip(image, y, strict=True):
+        to_target = sum(np.linalg.norm(x[i, of_image] - row) for i in range(m)) / m
+        pairs = sum(np.linalg.norm(x[i, of_image] - x[j, of_image]) for i in range(m) for j in range(m))
+        expected.append(to_target - pairs / (2 * m * (m - 1)))
+    np.testing.assert_allclose(energy_score(x, y, image=image), expected, atol=1e-12)
+
+
+def test_of_one_voxel_the_energy_score_is_the_crps():
+    rng = np.random.default_rng(13)
+    x, y = rng.standard_normal((12, 30, 1)), rng.standard_normal((30, 1))
+    np.testing.assert_allclose(energy_score(x, y), crps(x, y)[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [2, 5, 40])
+def test_the_energy_score_is_unbiased_for_any_number_of_samples(m):
+    """Of the true distribution, ``E|X - X'| / 2``; the norm of a normal vector is chi distributed."""
+    rng = np.random.default_rng(14)
+    n_voxels = 4
+    expected = np.sqrt(2) * stats.chi(n_voxels).mean() / 2
+    x, y = rng.standard_normal((m, 20_000, n_voxels)), rng.standard_normal((20_000, n_voxels))
+    assert energy_score(x, y).mean() == pytest.approx(expected, abs=0.02)
+
+
+def test_the_energy_score_sees_how_voxels_vary_together_and_the_crps_does_not():
+    rng = np.random.default_rng(15)
+
+    def trials(*shape: int, shared: float) -> np.ndarray:
+        own, common = rng.standard_normal((*shape, 30)), rng.standard_normal((*shape, 1))
+        return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
+
+    y = trials(2000, shared=0.8)
+    together, apart = trials(30, 2000, shared=0.8), trials(30, 2000, shared=0.0)
+    assert energy_score(apart, y).mean() > 1.05 * energy_score(together, y).mean()
+    assert crps(apart, y).mean() == pytest.approx(crps(together, y).mean(), rel=0.02)
+
+
+def test_single_precision_far_from_zero_keeps_the_energy_score():
+    rng = np.random.default_rng(16)
+    x, y = rng.standard_normal((6, 4, 50)).astype(np.float32), rng.standard_normal((4, 50)).astype(np.float32)
+    far = energy_score(x + np.float32(1000), y + np.float32(1000))
+    np.testing.assert_allclose(far, energy_score(x, y), rtol=1e-3)
+
+
+def test_the_energy_score_of_no_voxel_is_zero_and_of_one_sample_refused():
+    np.testing.assert_array_equal(energy_score(np.zeros((3, 2, 0)), np.zeros((2, 0))), 0)
+    with pytest.raises(ValueError, match="energy score needs at least 2 samples, got 1"):
+        energy_score(np.zeros((1, 1, 1)), np.zeros((1, 1)))

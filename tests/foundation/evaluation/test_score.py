@@ -9,7 +9,7 @@ import pytest
 
 from data.noise_ceiling import ncsnr, noise_ceiling
 from foundation.evaluation.metrics import mse, patternwise_r, voxelwise_r
-from foundation.evaluation.sampling import coverage, crps
+from foundation.evaluation.sampling import coverage, crps, energy_score
 from foundation.evaluation.score import Measured, Row, Scores, merge_scores, score
 from foundation.evaluation.statistics import paired_wilcoxon
 
@@ -251,10 +251,10 @@ def test_samples_add_rows_and_leave_the_others():
     assert sampled.rows[: len(plain.rows)] == plain.rows
     assert sampled.comparisons == plain.comparisons
     keys = [(r.system, r.roi, r.axis, r.target, r.metric) for r in sampled.rows]
-    assert len(set(keys)) == len(keys) == len(plain.rows) + 3 * 4 * 2 * 2
+    assert len(set(keys)) == len(keys) == len(plain.rows) + 3 * 4 * 2 * 3
     added = sampled.rows[len(plain.rows) :]
     assert {r.system for r in added} == {"zero", "mean", "model"}
-    assert {(r.axis, r.metric) for r in added} == {("voxel", "crps"), ("voxel", "coverage90")}
+    assert {(r.axis, r.metric) for r in added} == {("voxel", "crps"), ("voxel", "coverage90"), ("pattern", "energy")}
     assert {r.target for r in added if r.value is not None} == {"trial"}
     for r in added:
         assert r.value is None or r.low < r.value < r.high
@@ -279,6 +279,12 @@ def test_sampling_rows_average_over_trials_and_voxels(roi):
         assert found.value == pytest.approx(value, rel=1e-5)
         assert (found.n_images, found.n_voxels) == (60, inside.sum())
     assert row(scores, "zero", "voxel", "trial", "coverage90", roi).value is None
+    found = row(scores, "model", "pattern", "trial", "energy", roi)
+    of_image = measured.image
+    per_row = energy_score(drawn[:, :, inside], y, image=of_image)
+    assert found.value == pytest.approx(per_row.mean(), rel=1e-5)
+    floor = np.linalg.norm(y - mean, axis=1).mean()
+    assert row(scores, "mean", "pattern", "trial", "energy", roi).value == pytest.approx(floor, rel=1e-5)
 
 
 def test_draws_of_the_truth_are_calibrated_and_beat_a_point_and_the_floors():
@@ -292,12 +298,12 @@ def test_draws_of_the_truth_are_calibrated_and_beat_a_point_and_the_floors():
     assert score_of["true"] < score_of["narrow"] < np.sqrt(2 / np.pi) < score_of["mean"]
 
 
-@pytest.mark.parametrize(("m", "undefined"), [(1, {"crps", "coverage90"}), (18, {"coverage90"}), (19, set())])
+@pytest.mark.parametrize(("m", "undefined"), [(1, {"crps", "coverage90", "energy"}), (18, {"coverage90"}), (19, set())])
 def test_too_few_samples_are_null_rows_with_a_reason(m, undefined):
     measured, signal = world()
     scores = run({"model": signal}, measured, samples={"model": draws(signal, m)})
-    for metric, needed in (("crps", 2), ("coverage90", 19)):
-        assert (row(scores, "model", "voxel", "trial", metric).value is None) == (metric in undefined)
+    for axis, metric, needed in (("voxel", "crps", 2), ("voxel", "coverage90", 19), ("pattern", "energy", 2)):
+        assert (row(scores, "model", axis, "trial", metric).value is None) == (metric in undefined)
         told = f"subj01: {metric} of model: n/a, needs {needed} samples, got {m}" in scores.notes
         assert told == (metric in undefined)
 
@@ -308,7 +314,7 @@ def test_samples_meet_averages_where_there_are_no_trials_and_a_note_says_so():
     for metric in ("crps", "coverage90"):
         assert row(scores, "model", "voxel", "trial", metric).value is None
         assert row(scores, "model", "voxel", "mean", metric).value is not None
-    assert any("crps, coverage90 against averages" in n and "averaged upstream" in n for n in scores.notes)
+    assert any("crps, coverage90, energy against averages" in n and "averaged upstream" in n for n in scores.notes)
 
 
 def test_sampling_rows_of_families_without_voxels_are_null():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from foundation.evaluation.metrics import mse, patternwise_r, squared_error, voxelwise_r
 from foundation.evaluation.statistics import (
@@ -148,3 +149,44 @@ def test_false_discovery_rate_is_scipys_without_the_undefined():
     np.testing.assert_allclose(adjusted[np.isfinite(with_gaps)], stats.false_discovery_control(p))
     assert np.isnan(adjusted[np.isnan(with_gaps)]).all()
     assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()
+
+
+def test_false_discovery_rate_is_statsmodels():
+    p = np.r_[np.random.default_rng(9).uniform(size=80) ** 2, 0.0, 1.0, 0.03, 0.03]
+    rejected, adjusted, *_ = multipletests(p, alpha=0.05, method="fdr_bh")
+    np.testing.assert_allclose(benjamini_hochberg(p), adjusted, atol=1e-15)
+    np.testing.assert_array_equal(benjamini_hochberg(p) <= 0.05, rejected)
+
+
+def test_the_interval_of_a_mean_is_scipys_percentile_bootstrap():
+    rng = np.random.default_rng(10)
+    values = rng.exponential(size=60)
+    ours = percentile_interval(bootstrap_mean(values, resample_counts(60, 20_000, rng=rng)))
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=rng).confidence_interval
+    np.testing.assert_allclose(ours, theirs, atol=0.01)
+
+
+def test_the_paired_bootstrap_of_two_systems_is_scipys():
+    """The difference of two voxels' correlations with one target, images drawn together."""
+    rng = np.random.default_rng(11)
+    y = rng.standard_normal((50, 1)).astype(np.float32)
+    a, b = (y + s * rng.standard_normal((50, 1)).astype(np.float32) for s in (1.0, 1.3))
+    counts = resample_counts(50, 8000, rng=rng)
+    ours = np.subtract(*(weighted_voxelwise_r(voxel_moments(x, y), counts)[:, 0] for x in (a, b)))
+
+    def difference(y, a, b):
+        return stats.pearsonr(y, a).statistic - stats.pearsonr(y, b).statistic
+
+    theirs = stats.bootstrap(
+        (y[:, 0], a[:, 0], b[:, 0]),
+        difference,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=8000,
+        rng=rng,
+    )
+    np.testing.assert_allclose(percentile_interval(ours), theirs.confidence_interval, atol=0.012)
+    tail = np.mean(theirs.bootstrap_distribution <= 0)
+    error = np.sqrt(2 * tail * (1 - tail) / 8000)
+    assert bootstrap_p(ours) == pytest.approx(2 * min(tail, 1 - tail), abs=3.5 * 2 * error)

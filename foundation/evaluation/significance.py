@@ -1,0 +1,56 @@
+"""Which voxels are predicted at all: each system against its permutation null, as rows and as a table."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from foundation.evaluation.permutation import PermutationTest
+from foundation.evaluation.score import Row
+from foundation.evaluation.table import number
+
+FDR = 0.05
+
+
+def significance_rows(
+    tests: Mapping[str, PermutationTest], *, subject: str, families: Mapping[str, np.ndarray], n_images: int
+) -> list[Row]:
+    """Return, per system and ROI, the p of the mean voxel r (``p_permutation``) and the share of voxels with a false
+    discovery rate of at most 5 % (``share_fdr05``); target mean, protocol strict."""
+    rows = []
+    for system, test in tests.items():
+        masks = {"all": np.ones(len(test.r), bool), **families}
+        for roi, of_mean in test.mean_r.items():
+            q = test.q[masks[roi]]
+            share = float((q <= FDR).mean()) if q.size else None
+            p = None if np.isnan(of_mean.p_value) else of_mean.p_value
+            for metric, value in (("p_permutation", p), ("share_fdr05", share)):
+                place = (system, subject, roi, "strict", "voxel", "mean", metric)
+                rows.append(Row(*place, value, None, None, n_images, of_mean.n_voxels))
+    return rows
+
+
+def significance_table(rows: list[Row], *, n_permutations: int) -> Table:
+    """Return a table row per subject and system: all voxels, and the share that is predicted per family."""
+    rois = list(dict.fromkeys(row.roi for row in rows))
+    table = Table(
+        title="Predicted at all? Against predictions of other images",
+        caption=f"p of the mean voxel r, one-sided, by {n_permutations} permutations of the images (it can't be below "
+        f"{1 / (1 + n_permutations):.2g}); share of voxels whose own r passes a false discovery rate of "
+        f"{FDR:.0%} (Benjamini-Hochberg over the subject's voxels).",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+    )
+    for heading in ("subject", "system"):
+        table.add_column(heading)
+    for heading in ("p", *(f"voxels {roi}" for roi in rois)):
+        table.add_column(heading, justify="right")
+    values = {(r.subject, r.system, r.roi, r.metric): r.value for r in rows}
+    for subject, system in dict.fromkeys((row.subject, row.system) for row in rows):
+        shares = [values.get((subject, system, roi, "share_fdr05")) for roi in rois]
+        p = values[subject, system, "all", "p_permutation"]
+        table.add_row(subject, system, "n/a" if p is None else f"{p:.2g}", *map(number, shares))
+    return table
