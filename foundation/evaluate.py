@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from rich.console import Console
 from tyro.conf import Positional, arg
 
@@ -13,6 +14,9 @@ from foundation.evaluation.evaluated import PROTOCOLS, Course, Evaluated, Protoc
 from foundation.evaluation.fold_table import fold_rows, fold_table
 from foundation.evaluation.folds import CrossValidated, cross_validate
 from foundation.evaluation.protocols import ProtocolStep, protocol_steps, steps_table
+from foundation.evaluation.published_rdms import read_rdms
+from foundation.evaluation.rsa import RsaScore, compare_rdms, rdm, rsa
+from foundation.evaluation.rsa_table import rsa_rows, rsa_table
 from foundation.evaluation.score import Row, Scores, merge_scores
 from foundation.evaluation.side_by_side import side_by_side
 from foundation.evaluation.significance import significance_rows, significance_table
@@ -54,6 +58,10 @@ class Evaluate:
     """Permutations of the images against which it is tested that a voxel is predicted at all; 0: none."""
     folds: int | None = None
     """Cross-validate the baselines besides, with so many folds of all images, each fitted anew."""
+    rsa: bool = False
+    """Compare predicted with measured dissimilarities of images, too (representational similarity)."""
+    rdms: Path | None = None
+    """Published RDMs to compare predictions with: an .npz with `rdms` (rdm, image, image) and `images` (identities)."""
     json: Path | None = None
     """File for the rows as JSON; `NAME.comparisons.json` beside it has the paired differences."""
     csv: Path | None = None
@@ -114,6 +122,10 @@ def evaluate(command: Evaluate) -> None:
             folded = [_cross_validated(entrants, subject, command.folds, console) for subject in entrants.subjects]
             wide.print(fold_table(folded))
             further += fold_rows(folded)
+        similar = _similarity(command, entrants, evaluated)
+        if similar:
+            wide.print(rsa_table(similar))
+            further += [row for of_subject in similar for row in rsa_rows(of_subject)]
         log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps, further=further)
         _write(command, list(scores.values()), further, console)
     console.print(f"the run is evaluate-{leading.replace('/', '-')} in {tracking_uri()}")
@@ -192,6 +204,24 @@ def _of_null(evaluated: Evaluated) -> list[Row]:
     return significance_rows(
         evaluated.null, subject=measured.subject, families=measured.families, n_images=measured.n_images
     )
+
+
+def _similarity(command: Evaluate, entrants: LineUp, evaluated: list[Evaluated]) -> list[dict[str, list[RsaScore]]]:
+    """Return each subject's representational similarity by system: to its own repeats, and to published RDMs."""
+    options: dict[str, Any] = {"n_bootstraps": command.bootstraps}
+    found = []
+    for of in evaluated if command.rsa else ():
+        rng = np.random.default_rng(command.seed)
+        found.append({label: list(rsa(p, of.measured, rng=rng, **options)) for label, p in of.predictions.items()})
+    if command.rdms is not None:
+        published = read_rdms(command.rdms)
+        rows = published.rows(entrants.split)
+        for subject in entrants.subjects:
+            rng = np.random.default_rng(command.seed)
+            about = {"subject": subject, "roi": command.rdms.stem, "rng": rng} | options
+            predicted = entrants.predict(subject, rows)
+            found.append({name: [compare_rdms(rdm(p), published.rdms, **about)] for name, p in predicted.items()})
+    return found
 
 
 def _cross_validated(entrants: LineUp, subject: str, n_folds: int, console: Console) -> CrossValidated:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from data.embedded import embedded_phantom
 from data.splits import Split, split_of
@@ -57,6 +58,10 @@ class LineUp:
             pictures=self.store.picture_digests(),
             picked=picked,
         )
+
+    def predict(self, subject: str, rows: Int[np.ndarray, " image"]) -> dict[str, Float32[np.ndarray, "image voxel"]]:
+        """Return what each model predicts of a subject for the images in the store's `rows`."""
+        return {label: model_prediction(of.model, of.tokens, subject, rows) for label, of in self.systems.items()}
 
     def picked_on_test(self, label: str, *, tell: Callable[[str], None]) -> dict[str, System]:
         """Return, under `label` and `PICKED`, the checkpoint of a model's run that is best on the test images.

@@ -18,6 +18,7 @@ from foundation.bundle import write_bundle
 from foundation.evaluation.evaluated import Course
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.evaluation.rsa import rdm
 from foundation.line_up import PICKED, line_up
 from foundation.named_model import named_model
 from foundation.tracking.runs import find_runs, tracking_uri
@@ -157,6 +158,41 @@ def test_folds_and_permutations_stand_beside_the_scores(home, tmp_path, monkeypa
     (energy,) = rows_of(out, system=RUN, metric="energy", target="trial", roi="all")
     (floor,) = rows_of(out, system="mean", metric="energy", target="trial", roi="all")
     assert 0 < energy["value"] < floor["value"]
+
+
+def test_dissimilarities_are_compared_with_repeats_and_with_published_rdms(home, tiny_store, tmp_path, monkeypatch):
+    """A published RDM that is the model's own prediction is matched perfectly."""
+    store, named = PooledStore.open(tiny_store), named_model(RUN)
+    split = split_of(store)
+    rows = np.flatnonzero(split.parts == "test")
+    own = line_up([RUN], course=Course(), tell=silent).predict("subj01", rows)[RUN]
+    images = np.array([split.ids[row] for row in rows])
+    np.savez(tmp_path / "own.npz", rdms=rdm(own)[None], images=images)
+    args = ("--subjects", "1", "--rsa", "--samples", "0", "--bootstraps", "20", "--permutations", "0")
+    out = tmp_path / "rows.json"
+    run(monkeypatch, RUN, *args, "--rdms", str(tmp_path / "own.npz"), "--json", str(out))
+    (found,) = rows_of(out, metric="rsa_spearman", roi="own", system=named.label)
+    assert found["value"] == pytest.approx(1)
+    assert {row["system"] for row in rows_of(out, metric="rsa_spearman", roi="all")} == {RUN, "ridge", "ceiling"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": np.array(["image000", "nowhere"])}, "aren't in the store, such as 'nowhere'"),
+        ({"images": np.array(["image000", "image059"])}, "models have learned from them"),
+        ({"rdms": np.zeros((2, 3, 3))}, "expected (rdm, 2, 2)"),
+        ({"images": np.array(["image059"] * 2)}, "different names"),
+        ({"images": np.array([{}, {}])}, "without pickles"),
+    ],
+    ids=["missing", "seen", "shape", "twice", "pickle"],
+)
+def test_rdms_that_cannot_be_compared_are_refused(home, tmp_path, monkeypatch, capsys, change, told):
+    content = {"rdms": np.zeros((1, 2, 2)), "images": np.array(["image058", "image059"])} | change
+    np.savez(tmp_path / "bad.npz", **content)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, RUN, "--rdms", str(tmp_path / "bad.npz"), "--bootstraps", "0", "--samples", "0")
+    assert told in capsys.readouterr().err
 
 
 def test_other_images_than_test_ones_are_marked_as_such(home, monkeypatch, capsys):
