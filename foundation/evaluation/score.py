@@ -4,7 +4,8 @@ Choices, beyond the protocol's text:
 
 - Images are resampled; an image takes its trials along. Ceilings and ROI masks are held fixed, so an interval of
   ``r2_ceiling`` leaves out the uncertainty of the ceiling itself. Distributions of voxelwise statistics are centred on
-  their estimate before the percentiles are taken (:func:`foundation.evaluation.statistics.centre`).
+  their estimate before the percentiles are taken (:func:`foundation.evaluation.statistics.centre`); the level is raised
+  for few images (:func:`foundation.evaluation.statistics.percentile_interval`).
 - ``r`` is the mean over voxels of the voxelwise correlation on the axis ``voxel``, and the mean over images (target
   ``mean``) or trials (target ``trial``) of the patternwise correlation on the axis ``pattern``.
 - Averaging squared errors over images and over voxels commutes: ``mse`` is one number, printed on both axes, so that
@@ -271,7 +272,7 @@ def score(
             rows.append(_row(estimate, measured, system, roi, protocol, axis, target, metric))
         for (a, b, key), estimate in differences.items():
             test = "bootstrap over images" if key[1:] == ("voxel", "r") else "wilcoxon over images"
-            low, high = percentile_interval(estimate.samples)
+            low, high = percentile_interval(estimate.samples, n_images=estimate.n_images or measured.n_images)
             numbers = (_null(estimate.value), _null(low), _null(high), _null(estimate.p_value))
             comparisons.append(
                 Comparison(a, b, measured.subject, key.roi, key.axis, target, key.metric, *numbers, test)
@@ -292,8 +293,8 @@ def score(
 def _row(
     estimate: Estimate, measured: Measured, system: str, roi: str, protocol: str, axis: str, target: str, metric: str
 ) -> Row:
-    low, high = percentile_interval(estimate.samples)
     n_images = measured.n_images if estimate.n_images is None else estimate.n_images
+    low, high = percentile_interval(estimate.samples, n_images=n_images)
     numbers = (_null(estimate.value), _null(low), _null(high), n_images, estimate.n_voxels)
     return Row(system, measured.subject, roi, protocol, axis, target, metric, *numbers)
 

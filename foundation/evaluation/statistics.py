@@ -162,14 +162,31 @@ def centre(samples: Float[np.ndarray, " resample"], value: float) -> Float[np.nd
     return samples + (value - samples[defined].mean()) if defined.any() else samples
 
 
-def percentile_interval(samples: Float[np.ndarray, " resample"], *, level: float = 0.95) -> tuple[float, float]:
+def percentile_interval(
+    samples: Float[np.ndarray, " resample"], *, level: float = 0.95, n_images: int | None = None
+) -> tuple[float, float]:
     """Percentile interval of a bootstrap distribution.
 
-    Resamples without a value are left out; (NaN, NaN) if none has one.
+    Resamples of few images spread too little, by ``sqrt((n - 1) / n)``, and with the normal's tails in place of t's:
+    12 images miss a mean nine times in a hundred at 95 %. Given their number, the level is raised to make up for both,
+    ``1 - 2 Phi(-sqrt(n / (n - 1)) t)`` (the expanded percentile interval; Hesterberg 2015, section 5.2).
+
+    Parameters
+    ----------
+    n_images
+        Images that were resampled; None, or fewer than 2: the level as it is.
+
+    Returns
+    -------
+    low, high
+        Resamples without a value are left out; (NaN, NaN) if none has one.
     """
     defined = samples[np.isfinite(samples)]
     if defined.size == 0:
         return float("nan"), float("nan")
+    if n_images is not None and n_images >= 2:
+        t = stats.t.ppf((1 + level) / 2, n_images - 1)
+        level = 1 - 2 * float(stats.norm.cdf(-np.sqrt(n_images / (n_images - 1)) * t))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

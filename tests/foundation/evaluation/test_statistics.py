@@ -190,3 +190,14 @@ def test_the_paired_bootstrap_of_two_systems_is_scipys():
     tail = np.mean(theirs.bootstrap_distribution <= 0)
     error = np.sqrt(2 * tail * (1 - tail) / 8000)
     assert bootstrap_p(ours) == pytest.approx(2 * min(tail, 1 - tail), abs=3.5 * 2 * error)
+
+
+def test_the_expanded_interval_of_a_normal_mean_is_students():
+    """The bootstrap of a mean is about normal with the variance of the sample over n; t's interval is wider by both."""
+    values = np.random.default_rng(12).standard_normal(15)
+    normal = values.mean() + values.std() / np.sqrt(15) * stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(percentile_interval(normal, n_images=15), expected, rtol=1e-3)
+    low, high = percentile_interval(normal)
+    assert expected.low < low < high < expected.high
+    assert percentile_interval(normal, n_images=1) == (low, high)
