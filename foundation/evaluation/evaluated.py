@@ -3,8 +3,8 @@
 Reports and commands draw everything from here, so that a figure shows the very numbers of the table.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,8 +15,8 @@ from data.preprocess import Preprocessing, samples
 from data.splits import Part, Split
 from data.store import SubjectStore, TokenReader
 from foundation.evaluation.baselines import BASELINES, kept_prediction
-from foundation.evaluation.compare import model_prediction, model_samples
 from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.model_outputs import model_prediction, model_samples
 from foundation.evaluation.permutation import PermutationTest, draw_orders, permutation_test
 from foundation.evaluation.score import Measured, Scores, score
 from foundation.model.encoding_model import EncodingModel
@@ -116,17 +116,18 @@ def evaluate_subject(
         )
         for label in course.baselines
     }
+    unfitted = [label for label, of in systems.items() if of.model.adapter(name).noise_sd.isnan().any()]
     drawn = {}
     if course.n_samples:
         drawn = {
             label: model_samples(of.model, of.tokens, name, rows, n=course.n_samples, seed=seed)
             for label, of in systems.items()
-            if not of.model.adapter(name).noise_sd.isnan().any()
+            if label not in unfitted
         }
     scores: dict[Protocol, Scores] = {}
     training_mean = train.responses.mean(0)
     if "strict" in course.protocols:
-        scores["strict"] = score(
+        found = score(
             predictions,
             measured,
             training_mean=training_mean,
@@ -134,6 +135,9 @@ def evaluate_subject(
             rng=np.random.default_rng(seed),
             samples=drawn or None,
         )
+        why = "n/a, the noise of its voxels hasn't been fitted; it is when training ends"
+        missing = [f"{name}: samples of {label}: {why}" for label in unfitted if course.n_samples]
+        scores["strict"] = replace(found, notes=(*found.notes, *missing))
     if "chasm-legacy" in course.protocols:
         of_legacy, unit = measured_legacy(subject, split, measured, part=course.part)
         shown = predictions | {
@@ -166,7 +170,7 @@ def evaluate_subject(
     )
 
 
-def check_names(systems: Mapping[str, object], baselines: Sequence[str]) -> None:
+def check_names(systems: Collection[str], baselines: Sequence[str]) -> None:
     """Raise ValueError where a baseline is unknown, or a model has a baseline's name."""
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:

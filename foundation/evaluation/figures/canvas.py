@@ -1,7 +1,7 @@
 """What all figures share: an Agg canvas, and how a system looks in each.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; markers and hatches tell systems
-apart without any colour.
+Colours are those of Okabe and Ito (2008), their yellow darkened, which colour-blind readers can tell apart; markers and
+hatches tell systems apart without any colour.
 """
 
 from collections.abc import Iterable
@@ -31,6 +31,7 @@ _LOOKS = {
     "spatial": Look("#009E73", "^", ".."),
     "cls-probe": Look("#56B4E9", "v", "xx"),
     "stacked": Look("#CC79A7", "P", "--"),
+    "roi-transformer": Look("#B8A800", "*", "oo"),
 }
 _OTHER = Look("#555555", "X", "++")
 

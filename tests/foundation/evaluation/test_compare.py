@@ -10,12 +10,13 @@ import torch
 from data.preprocess import Samples, samples, standardised_trials
 from data.splits import split_of
 from data.store import PooledStore
-from foundation.evaluation import compare
+from foundation.evaluation import evaluated
 from foundation.evaluation.baselines import BASELINES, predict
-from foundation.evaluation.compare import headline, model_prediction, score_subject
+from foundation.evaluation.compare import headline, score_subject
 from foundation.evaluation.figures import bars_per_roi
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.metrics import voxelwise_r
+from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Row, Scores, merge_scores
 from foundation.model.dual_stream import TokenShape
 from foundation.model.encoding_model import EncodingModel
@@ -52,11 +53,11 @@ def value(scores: Scores, system: str, metric: str = "r", *, target: str = "mean
 def test_ridge_learns_from_the_training_images_of_the_first_sessions_alone(store, monkeypatch):
     seen: list[Samples] = []
 
-    def spy(name, tokens, train: Samples, rows, *, seed: int):
+    def spy(name, subject, tokens, train: Samples, rows, *, seed: int, **_):
         seen.append(train)
         return predict(name, tokens, train, rows, seed=seed)
 
-    monkeypatch.setattr(compare, "predict", spy)
+    monkeypatch.setattr(evaluated, "kept_prediction", spy)
     scored(store, {}, n_sessions=2)
     (train,) = seen
     subject, split = store.subject("subj05"), split_of(store)
@@ -85,7 +86,7 @@ def never(*_, **__):
 
 def test_what_ridge_learns_from_is_audited_before_it_is_fitted(store, monkeypatch):
     """A test picture stands among the training images, under another identity."""
-    monkeypatch.setattr(compare, "predict", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     split, image = split_of(store), store.subject("subj05").image
     train, test = (int(image[split.select(image, part)][0]) for part in ("train", "test"))
     message = rf"leakage audit: 1 found: images 'image0?{train}' \(train\) and 'image0?{test}' \(test\) are one picture"
@@ -94,9 +95,9 @@ def test_what_ridge_learns_from_is_audited_before_it_is_fitted(store, monkeypatc
 
 
 def test_samples_of_held_out_images_do_not_reach_ridge(store, monkeypatch):
-    monkeypatch.setattr(compare, "predict", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     given = samples(store.subject("subj05"), split_of(store), "test")
-    monkeypatch.setattr(compare, "samples", lambda *_, **__: given)
+    monkeypatch.setattr(evaluated, "samples", lambda *_, **__: given)
     with pytest.raises(ValueError, match="leakage audit: 1 found: subj05: train samples show 8 images of another part"):
         scored(store, {})
 
@@ -129,7 +130,7 @@ def test_an_oracle_reaches_what_the_noise_allows_and_the_same_score_twice(store,
     subject, split = store.subject("subj05"), split_of(store)
     measured, rows = measured_test(subject, split)
     truth = np.stack([measured.trials[measured.image == i].mean(0) for i in range(len(rows))])
-    monkeypatch.setattr(compare, "model_prediction", lambda *_: truth.astype(np.float32))
+    monkeypatch.setattr(evaluated, "model_prediction", lambda *_: truth.astype(np.float32))
     scores = [scored(store, {"oracle": model}) for _ in range(2)]
     assert value(scores[0], "oracle") == pytest.approx(1)
     assert value(scores[0], "oracle", "mse") == pytest.approx(0, abs=1e-6)

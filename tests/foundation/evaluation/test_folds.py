@@ -14,7 +14,7 @@ from data.sources import ImageBlock, SubjectData
 from data.splits import fold_split, hash_fold, hash_part, split_of
 from data.store import PooledStore
 from foundation.closed_form.token_features import ridge_features
-from foundation.evaluation import compare
+from foundation.evaluation import evaluated
 from foundation.evaluation.baselines import predict
 from foundation.evaluation.folds import average_folds, cross_validate
 from foundation.evaluation.measured import measured_test
@@ -81,7 +81,7 @@ def test_ridge_of_one_penalty_has_scikit_learns_scores(once, monkeypatch):
         fitted = model.fit(ridge_features(tokens, train.image).astype(np.float64), train.responses)
         return fitted.predict(ridge_features(tokens, rows).astype(np.float64)).astype(np.float32)
 
-    monkeypatch.setattr(compare, "kept_prediction", plain)
+    monkeypatch.setattr(evaluated, "kept_prediction", plain)
     found = validated(once, "subj01")
     ids, subject = once.image_ids(), once.subject("subj01")
     fold = np.array([hash_fold(identity, N_FOLDS) for identity in ids])

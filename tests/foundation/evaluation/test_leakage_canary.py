@@ -17,7 +17,7 @@ from data.splits import split_of
 from data.store import PooledStore
 from foundation import pretrain
 from foundation.closed_form.token_features import global_tokens
-from foundation.evaluation import compare
+from foundation.evaluation import evaluated
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.metrics import voxelwise_r
@@ -117,7 +117,7 @@ def never(*_, **__):
 
 
 def test_the_honest_pipeline_refuses_the_leak_before_it_fits_and_names_the_pictures(leaking, monkeypatch):
-    monkeypatch.setattr(compare, "kept_prediction", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     first = N_IMAGES["train"] + N_IMAGES["validation"]
     with pytest.raises(ValueError, match=f"leakage audit: {N_LEAKED} found") as refused:
         honest(leaking)
@@ -145,17 +145,17 @@ def test_pretraining_refuses_the_leak_by_the_command_itself(leaking, monkeypatch
 
 
 def test_statistics_from_test_trials_are_refused(clean, monkeypatch):
-    monkeypatch.setattr(compare, "kept_prediction", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     subject, split = clean.subject("subj01"), split_of(clean)
     train = samples(subject, split, "train")
-    monkeypatch.setattr(compare, "samples", lambda *_, **__: replace(train, standardised_by=subject.image))
+    monkeypatch.setattr(evaluated, "samples", lambda *_, **__: replace(train, standardised_by=subject.image))
     message = r"subj01: train samples are standardised by 60 images of another part: 'picture120' \(validation\)"
     with pytest.raises(ValueError, match=f"leakage audit: 1 found: {message}"):
         honest(clean)
 
 
 def test_test_trials_that_standardise_themselves_are_not_scored(clean, monkeypatch):
-    monkeypatch.setattr(compare, "kept_prediction", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     subject = clean.subject("subj01")
     trials = standardised_trials(subject, split_of(clean))
     monkeypatch.setattr(
@@ -168,7 +168,7 @@ def test_test_trials_that_standardise_themselves_are_not_scored(clean, monkeypat
 
 def test_repeats_that_straddle_train_and_test_are_refused(clean, monkeypatch):
     """One identity on two rows: what a careless import of two tables of trials would make."""
-    monkeypatch.setattr(compare, "kept_prediction", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     split = split_of(clean)
     ids = list(split.ids)
     ids[N_IMAGES["train"] + N_IMAGES["validation"]] = ids[0]
@@ -177,8 +177,8 @@ def test_repeats_that_straddle_train_and_test_are_refused(clean, monkeypatch):
 
 
 def test_test_images_among_the_training_samples_are_refused(clean, monkeypatch):
-    monkeypatch.setattr(compare, "kept_prediction", never)
+    monkeypatch.setattr(evaluated, "kept_prediction", never)
     whole = samples(clean.subject("subj01"), split_of(clean), "test")
-    monkeypatch.setattr(compare, "samples", lambda *_, **__: whole)
+    monkeypatch.setattr(evaluated, "samples", lambda *_, **__: whole)
     with pytest.raises(ValueError, match="train samples show 40 images of another part"):
         honest(clean)
