@@ -18,9 +18,10 @@ from data.preprocess import Preprocessing
 from data.store import PooledStore
 from foundation.checkpoint import load_model, read_description, save_model
 from foundation.evaluation.baselines import BASELINES
-from foundation.evaluation.compare import model_prediction, score_subject
+from foundation.evaluation.compare import score_subject
 from foundation.evaluation.curve import curve_rows, print_curve
 from foundation.evaluation.measured import measured_test
+from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores
 from foundation.evaluation.table import print_scores
 from foundation.model.encoding_model import EncodingModel

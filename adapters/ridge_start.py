@@ -122,7 +122,7 @@ def ridge_start(
     voxel_choice, weights = _best_field(seen, left, constant=features.gain[:, 0].numpy())
     n_component = shared.shape[1]
     _set(adapter.voxel_component, weights[:n_component].T)
-    if "patch" in model.config.streams:
+    if "patch" in model.config.read_at:
         _set(adapter.voxel_local, weights[n_component:-1].T)
     _set(adapter.voxel_bias, weights[-1])
     if "residual" in model.config.decoders:
@@ -150,9 +150,9 @@ def _roi_readouts(
 
 
 def _set_rois(adapter: Adapter, what: np.ndarray, weights: np.ndarray) -> None:
-    if "cls" in adapter.config.streams:
+    if "cls" in adapter.config.read_at:
         _set(adapter.roi_cls, what[:-1].T)
-    if "patch" in adapter.config.streams:
+    if "patch" in adapter.config.read_at:
         _set(adapter.roi_patch, weights[:-1].T)
     _set(adapter.roi_bias, np.stack([what[-1], weights[-1]]))
 
@@ -183,7 +183,7 @@ def _lend_embeddings(model: EncodingModel, subject: str) -> None:
     mine = model.adapter(subject)
 
     def tuning(adapter: Adapter) -> Tensor:
-        readouts = [getattr(adapter, f"roi_{stream}") for stream in adapter.config.streams]
+        readouts = [getattr(adapter, f"roi_{stream}") for stream in adapter.config.read_at]
         return F.normalize(torch.cat(readouts, dim=1), dim=1)
 
     nearest = (tuning(mine) @ torch.cat([tuning(a) for a in others]).T).argmax(1)

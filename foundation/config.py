@@ -8,6 +8,7 @@ ScanOrder = Literal["raster", "reversed", "column", "column-reversed"]
 SpatialReadout = Literal["mean", "factorised", "gaussian"]
 Depths = Literal["all", "last"]
 RoiTarget = Literal["mean", "top-p", "reliability-weighted", "low-rank"]
+Mixer = Literal["mamba", "transformer", "gru", "mlp"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -33,8 +34,11 @@ class MambaConfig:
 class BackboneConfig:
     """Everything that all subjects share, and the sizes of what each of them owns (docs/model.md has the equations)."""
 
-    streams: tuple[Literal["cls", "patch"], ...] = ("cls", "patch")
-    """Streams of Stage 1; one alone is the model trained without the other."""
+    streams: tuple[Literal["cls", "patch", "joint"], ...] = ("cls", "patch")
+    """Streams of Stage 1; one alone is the model trained without the other. joint, alone: one stream over the CLS
+    tokens and then the patches, with the blocks of the patch stream, read out at the patches."""
+    mixer: Mixer = "mamba"
+    """What mixes the tokens in the streams' blocks; Stage 2's are Mamba-2 in any case."""
     width: int = 128
     """Width of both streams."""
     n_cls_layer: int = 2
@@ -101,6 +105,8 @@ class BackboneConfig:
             chosen = getattr(self, name)
             if not chosen or (name != "scan_orders" and len(set(chosen)) < len(chosen)):
                 raise ValueError(f"backbone.{name} is {chosen!r}; name one at least, and each once")
+        if "joint" in self.streams and len(self.streams) > 1:
+            raise ValueError(f"backbone.streams is {self.streams!r}; joint has the tokens of both, so it stands alone")
         sizes = ("width", "token_budget", "n_gate", "n_contrast", "latent", "n_query", "n_component", "n_local")
         for name in (*sizes, "n_residual", "n_linear_whole", "n_linear_field", "linear_grid"):
             size = getattr(self, name)
@@ -115,6 +121,16 @@ class BackboneConfig:
                 f"backbone.width {self.width} times backbone.mamba.expand {self.mamba.expand} is {inner}, no multiple "
                 f"of backbone.mamba.headdim {self.mamba.headdim}; change one of them"
             )
+        if self.mixer == "transformer" and self.width % self.mamba.headdim:
+            raise ValueError(
+                f"backbone.width {self.width} is no multiple of backbone.mamba.headdim {self.mamba.headdim}, the width "
+                "of an attention head; change one of them"
+            )
+
+    @property
+    def read_at(self) -> tuple[Literal["cls", "patch"], ...]:
+        """Tokens at which the streams are read out."""
+        return tuple("patch" if stream == "joint" else stream for stream in self.streams)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ from foundation.evaluation.rsa_table import rsa_rows, rsa_table
 from foundation.evaluation.score import Row, Scores, merge_scores
 from foundation.evaluation.side_by_side import side_by_side
 from foundation.evaluation.significance import significance_rows, significance_table
-from foundation.evaluation.table import WIDTH, print_scores, write_rows_csv, write_rows_json
+from foundation.evaluation.table import WIDTH, print_scores
 from foundation.line_up import PICKED, LineUp, line_up
+from foundation.score_files import ScoreFiles
 from foundation.tracking.runs import TrackedRun, tracking_uri
 from foundation.tracking.scores import log_evaluation
 from foundation.training.run import code_version
@@ -127,7 +128,9 @@ def evaluate(command: Evaluate) -> None:
             wide.print(rsa_table(similar))
             further += [row for of_subject in similar for row in rsa_rows(of_subject)]
         log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps, further=further)
-        _write(command, list(scores.values()), further, console)
+        rows = [row for of_protocol in scores.values() for row in of_protocol.rows] + further
+        comparisons = [c for of_protocol in scores.values() for c in of_protocol.comparisons]
+        ScoreFiles(json=command.json, csv=command.csv).write(rows, comparisons, tell=console.print)
     console.print(f"the run is evaluate-{leading.replace('/', '-')} in {tracking_uri()}")
 
 
@@ -140,9 +143,7 @@ def _check(command: Evaluate) -> None:
         value = getattr(command, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name} {value} must be at least {lowest}")
-    for path in (command.json, command.csv):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ValueError(f"there is no directory {path.resolve().parent} for {path}; make it first")
+    ScoreFiles(json=command.json, csv=command.csv).check()
 
 
 def _evaluated(entrants: LineUp, picked: dict[str, System]) -> list[Evaluated]:
@@ -238,20 +239,6 @@ def _cross_validated(entrants: LineUp, subject: str, n_folds: int, console: Cons
         seed=entrants.course.seed,
         tell=console.print,
     )
-
-
-def _write(command: Evaluate, scores: list[Scores], further: list[Row], console: Console) -> None:
-    """Write the rows of all protocols, and what else there is, where they are asked for."""
-    rows = [row for of_protocol in scores for row in of_protocol.rows] + further
-    comparisons = [c for of_protocol in scores for c in of_protocol.comparisons]
-    if command.json is not None:
-        write_rows_json(rows, command.json)
-        beside = command.json.with_suffix(".comparisons.json")
-        write_rows_json(comparisons, beside)
-        console.print(f"{command.json}: {len(rows)} rows; {beside}: paired differences")
-    if command.csv is not None:
-        write_rows_csv(rows, command.csv)
-        console.print(f"{command.csv}: {len(rows)} rows")
 
 
 def main() -> None:

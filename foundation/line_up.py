@@ -12,10 +12,10 @@ from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
 from foundation.checkpoint import load_model
 from foundation.evaluation.baselines import BASELINES
-from foundation.evaluation.compare import model_prediction
 from foundation.evaluation.evaluated import Course, Evaluated, System, evaluate_subject
 from foundation.evaluation.measured import measured_legacy, measured_test
 from foundation.evaluation.metrics import patternwise_r
+from foundation.evaluation.model_outputs import model_prediction
 from foundation.named_model import NamedModel, named_model
 from foundation.seen_images import check_images
 from foundation.training.checkpoints import checkpoints

@@ -24,7 +24,8 @@ class RecipeOptions:
     """A recipe by name, and what may be given in place of its own settings."""
 
     recipe: Positional[str] = DEFAULT_RECIPE
-    """The run's name among the recipes: phantom-tiny, phantom-standard, base, chasm, v4."""
+    """The run's name among the recipes: phantom-tiny, phantom-standard, base; base without a branch: cls-only,
+    patch-only; base with one stream: single-mamba, single-transformer, single-gru, single-mlp; chasm, v4."""
     store: str | None = None
     """Store's path or URL (default: the embedded phantom, made if it is missing)."""
     subjects: tuple[str, ...] = ()

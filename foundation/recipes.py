@@ -1,6 +1,33 @@
 """Named whole runs; anything in them can be overridden on the command line."""
 
+from dataclasses import replace
+from typing import Any
+
 from foundation.config import BackboneConfig, DataConfig, LossConfig, MambaConfig, OptimConfig, Recipe
+
+_BASE = Recipe(
+    name="base",
+    data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
+    backbone=BackboneConfig(
+        width=96,
+        n_cls_layer=1,
+        n_patch_layer=2,
+        token_budget=8,
+        scan_orders=("raster", "reversed", "column", "column-reversed"),
+        n_component=32,
+        n_local=12,
+        n_residual=4,
+        n_linear_whole=12,
+        n_linear_field=20,
+        token_dropout=0.2,
+    ),
+    optim=OptimConfig(lr=1.5e-3, weight_decay=0.1, epochs=10),
+)
+
+
+def _base_with(name: str, **of_backbone: Any) -> Recipe:
+    return replace(_BASE, name=name, backbone=replace(_BASE.backbone, **of_backbone))
+
 
 RECIPES = {
     recipe.name: recipe
@@ -10,24 +37,13 @@ RECIPES = {
             name="phantom-standard",
             data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
         ),
-        Recipe(
-            name="base",
-            data=DataConfig(phantom="standard", subjects=("1", "2", "7")),
-            backbone=BackboneConfig(
-                width=96,
-                n_cls_layer=1,
-                n_patch_layer=2,
-                token_budget=8,
-                scan_orders=("raster", "reversed", "column", "column-reversed"),
-                n_component=32,
-                n_local=12,
-                n_residual=4,
-                n_linear_whole=12,
-                n_linear_field=20,
-                token_dropout=0.2,
-            ),
-            optim=OptimConfig(lr=1.5e-3, weight_decay=0.1, epochs=10),
-        ),
+        _BASE,
+        _base_with("cls-only", streams=("cls",)),  # retrained without a branch, beside ablations of the trained model
+        _base_with("patch-only", streams=("patch",)),
+        _base_with("single-mamba", streams=("joint",)),  # the paper's other Stage-1 rows
+        _base_with("single-transformer", streams=("joint",), mixer="transformer"),
+        _base_with("single-gru", streams=("joint",), mixer="gru"),
+        _base_with("single-mlp", streams=("joint",), mixer="mlp"),
         Recipe(
             name="chasm",  # the paper's architecture as told; what differs is in docs/model.md
             data=DataConfig(phantom="standard", subjects=("1", "2", "7"), parcels="sequential:30"),

@@ -59,9 +59,9 @@ class Adapter(nn.Module):
         self.config, self.n_roi = config, n_roi
         self.register_buffer("parcel", parcel.clone())
         self.register_buffer("target_weight", 1 / torch.bincount(parcel)[parcel].float())
-        if "cls" in config.streams:
+        if "cls" in config.read_at:
             self.roi_cls = nn.Parameter(torch.randn(n_roi, width) / width)
-        if "patch" in config.streams:
+        if "patch" in config.read_at:
             self.roi_patch = nn.Parameter(torch.randn(n_roi, width) / width)
             self.roi_field: Field = make_field(config.readout, n_roi, side)
         self.roi_bias = nn.Parameter(torch.zeros(2, n_roi))
@@ -73,7 +73,7 @@ class Adapter(nn.Module):
         self.roi_embedding = nn.Parameter(0.02 * torch.randn(n_roi, width))
         if "holistic" in config.decoders:
             self.voxel_component = nn.Parameter(torch.randn(n_voxel, config.n_component) / config.n_component)
-            if "patch" in config.streams:
+            if "patch" in config.read_at:
                 self.voxel_local = nn.Parameter(torch.randn(n_voxel, config.n_local) / config.n_local)
                 self.voxel_field: Field = make_field(config.readout, n_voxel, side)
         if "residual" in config.decoders:
@@ -114,16 +114,16 @@ class Adapter(nn.Module):
     def roi_values(self, streams: Streams) -> RoiValues:
         """Read the ROIs from both streams, and mix them by a gate."""
         zeros = streams.cls.new_zeros(len(streams), self.n_roi)
-        what = F.linear(streams.cls, self.roi_cls) + self.roi_bias[0] if "cls" in self.config.streams else zeros
+        what = F.linear(streams.cls, self.roi_cls) + self.roi_bias[0] if "cls" in self.config.read_at else zeros
         where = zeros
-        if "patch" in self.config.streams:
+        if "patch" in self.config.read_at:
             seen = torch.einsum("kp,bpw->bkw", self.roi_field(), streams.patch)
             where = (seen * self.roi_patch).sum(-1) + self.roi_bias[1]
         return RoiValues(cls=what, patch=where, share=self._share(streams) + zeros)
 
     def _share(self, streams: Streams) -> Float[Tensor, "b roi"] | Float[Tensor, "b 1"]:
         if len(self.config.streams) == 1:
-            return streams.gate.new_full((len(streams), 1), float(self.config.streams == ("cls",)))
+            return streams.gate.new_full((len(streams), 1), float(self.config.read_at == ("cls",)))
         if self.config.gate == "image":
             return torch.sigmoid(streams.gate)
         return torch.sigmoid(F.linear(streams.gate, self.roi_gate) + self.roi_gate_bias)
@@ -143,7 +143,7 @@ class Adapter(nn.Module):
     ) -> Float[Tensor, "b voxel"]:
         """Read the voxels from the shared response components, and from the patches through their own fields."""
         voxel = F.linear(components, self.voxel_component)
-        if "patch" in self.config.streams:
+        if "patch" in self.config.read_at:
             seen = torch.einsum("bpc,vp->bvc", local, self.voxel_field())
             voxel = voxel + (seen * self.voxel_local).sum(-1)
         return voxel + self.voxel_bias

@@ -1,11 +1,13 @@
 """Stage 1, shared part: the CLS stream ("what"), the patch stream ("where"), the gate's trunk and the alignment.
 
 The CLS stream scans the CLS tokens of several encoder depths, shallow to deep; the patch stream scans the grid, its
-tokens made of all depths at a place. A stream that the model is built without gives zeros.
+tokens made of all depths at a place. A stream that the model is built without gives zeros. One joint stream may stand
+for both: it scans the CLS tokens, then the grid, and what it makes of the patches counts as the patch stream's.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from foundation.config import BackboneConfig, Depths, ScanOrder
 from foundation.model.mamba import MambaStack
+from foundation.model.mixers import make_mixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +67,12 @@ def concatenated(streams: list[Streams]) -> Streams:
     )
 
 
-def scan_order(order: ScanOrder, side: int) -> Int64[Tensor, " patch"]:
-    """Return the permutation in which `order` visits a row-major grid."""
+def scan_order(order: ScanOrder, side: int, *, n_before: int = 0) -> Int64[Tensor, " token"]:
+    """Return the permutation in which `order` visits a row-major grid, after the `n_before` tokens that come first."""
     grid = torch.arange(side * side).view(side, side)
     path = grid.T.flatten() if order.startswith("column") else grid.flatten()
-    return path.flip(0) if order.endswith("reversed") else path
+    path = path.flip(0) if order.endswith("reversed") else path
+    return torch.cat([torch.arange(n_before), n_before + path])
 
 
 def pool_grid(patch: Float[Tensor, "b depth patch width"], n_cells: int) -> Float[Tensor, "b depth cell width"]:
@@ -115,21 +119,26 @@ class DualStream(nn.Module):
         self.register_buffer("cls_sd", torch.ones(shape.depth, shape.width))
         self.register_buffer("patch_mean", torch.zeros(shape.depth, shape.width))
         self.register_buffer("patch_sd", torch.ones(shape.depth, shape.width))
-        if "cls" in config.streams:
+        joint = config.streams == ("joint",)
+        make = partial(make_mixer, config.mixer, width, config.mamba)
+        if "cls" in config.read_at or joint:
             self.cls_proj = nn.Linear(shape.width, width)
             self.depth_embedding = nn.Parameter(0.02 * torch.randn(n_cls_depth, width))
-            self.cls_stack = MambaStack(width, config.n_cls_layer, config.mamba, drop_path=config.drop_path)
-        if "patch" in config.streams:
+        if "cls" in config.read_at:
+            self.cls_stack = MambaStack(width, config.n_cls_layer, config.mamba, make=make, drop_path=config.drop_path)
+        if "patch" in config.read_at:
             self.patch_proj = nn.Linear(n_patch_depth * shape.width, width)
             self.position_embedding = nn.Parameter(0.02 * torch.randn(self.side**2, width))
             self.patch_stack = MambaStack(
                 width,
                 config.n_patch_layer,
                 config.mamba,
+                make=make,
                 bidirectional=config.bidirectional,
                 drop_path=config.drop_path,
             )
-        orders = torch.stack([scan_order(order, self.side) for order in config.scan_orders])
+        n_before = n_cls_depth if joint else 0
+        orders = torch.stack([scan_order(order, self.side, n_before=n_before) for order in config.scan_orders])
         self.register_buffer("orders", orders, persistent=False)
         self.gate_trunk = nn.Sequential()
         if len(config.streams) == 2:
@@ -172,11 +181,19 @@ class DualStream(nn.Module):
         what = cls.new_zeros(len(cls), self.config.width)
         where = patch.new_zeros(len(patch), self.side**2, self.config.width)
         if "cls" in self.config.streams:
-            tokens = self.cls_proj(self.token_dropout(cls[:, self.cls_depths])) + self.depth_embedding
-            what = self.cls_stack(self.dropout(tokens))[:, -1]
+            what = self.cls_stack(self._cls_tokens(cls))[:, -1]
         if "patch" in self.config.streams:
-            seen = self.token_dropout(patch[:, self.patch_depths]).transpose(1, 2).flatten(2)
-            tokens = self.patch_proj(seen) + self.position_embedding
-            where = self.patch_stack(self.dropout(tokens), orders=self.orders)
+            where = self.patch_stack(self._patch_tokens(patch), orders=self.orders)
+        if "joint" in self.config.streams:
+            tokens = torch.cat([self._cls_tokens(cls), self._patch_tokens(patch)], dim=1)
+            where = self.patch_stack(tokens, orders=self.orders)[:, -(self.side**2) :]
         gate = self.gate_trunk(torch.cat([what, where.mean(1)], dim=-1))
         return Streams(cls=what, patch=where, gate=gate)
+
+    def _cls_tokens(self, cls: Float[Tensor, "b depth token"]) -> Float[Tensor, "b cls_depth width"]:
+        seen = self.token_dropout(cls[:, self.cls_depths])
+        return self.dropout(self.cls_proj(seen) + self.depth_embedding)
+
+    def _patch_tokens(self, patch: Float[Tensor, "b depth cell token"]) -> Float[Tensor, "b cell width"]:
+        seen = self.token_dropout(patch[:, self.patch_depths]).transpose(1, 2).flatten(2)
+        return self.dropout(self.patch_proj(seen) + self.position_embedding)

@@ -5,6 +5,7 @@ it, so sequences of different lengths share a batch by padding on the left.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,19 +114,27 @@ class MambaStack(nn.Module):
 
     Parameters
     ----------
+    make : makes the mixer of a block (`foundation.model.mixers`); None: Mamba-2, the only one that knows of padding.
     bidirectional : scan each sequence in both directions with one set of weights, and average.
     drop_path : in training, the share of images for which the last block is left out, and its branch scaled up for the
         others; rises linearly over the blocks (stochastic depth, Huang et al. 2016).
     """
 
     def __init__(
-        self, width: int, n_layer: int, config: MambaConfig, *, bidirectional: bool = False, drop_path: float = 0.0
+        self,
+        width: int,
+        n_layer: int,
+        config: MambaConfig,
+        *,
+        make: Callable[[], nn.Module] | None = None,
+        bidirectional: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        mixers = [Mamba2(width, config) for _ in range(n_layer)]
+        mixers = [Mamba2(width, config) if make is None else make() for _ in range(n_layer)]
         with torch.no_grad():  # residual branches start small, as in GPT-2
             for mixer in mixers:
-                mixer.out_proj.weight /= math.sqrt(n_layer)
+                mixer.get_parameter("out_proj.weight").div_(math.sqrt(n_layer))
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(n_layer))
         self.mixers = nn.ModuleList(mixers)
         self.last_norm = nn.RMSNorm(width)
@@ -150,8 +159,9 @@ class MambaStack(nn.Module):
     def _mixed(self, mixer: nn.Module, tokens: Tensor, real: Tensor | None, order: Tensor | None) -> Tensor:
         if order is not None:
             tokens, real = tokens[:, order], None if real is None else real[:, order]
-        mixed = mixer(tokens, real)
+        padding = () if real is None else (real,)
+        mixed = mixer(tokens, *padding)
         if self.bidirectional:
-            back = mixer(tokens.flip(1), None if real is None else real.flip(1))
+            back = mixer(tokens.flip(1), *(of_token.flip(1) for of_token in padding))
             mixed = (mixed + back.flip(1)) / 2
         return mixed if order is None else mixed[:, order.argsort()]

@@ -46,7 +46,7 @@ class MambaVae(nn.Module):
         self.decoder = MambaStack(width, config.n_decoder_layer, config.mamba)
         if "holistic" in config.decoders:
             self.to_components = nn.Linear(config.n_query * width, config.n_component)
-            if "patch" in config.streams:
+            if "patch" in config.read_at:
                 self.to_local = nn.Linear(width, config.n_local)
         if "residual" in config.decoders:
             self.to_residual = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.n_residual))
@@ -111,7 +111,7 @@ class MambaVae(nn.Module):
             mu=mu,
             log_variance=log_variance,
             components=self.to_components(of_queries.flatten(1)) if holistic else decoded[:, 0, :0],
-            local=self.to_local(patch) if holistic and "patch" in self.config.streams else patch[..., :0],
+            local=self.to_local(patch) if holistic and "patch" in self.config.read_at else patch[..., :0],
             residual=self.to_residual(of_rois) if residual else of_rois[..., :0],
             scale=self._scale(visual),
         )

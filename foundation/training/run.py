@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,23 @@ def unfinished_runs(recipe: Recipe, data_digest: str) -> list[Path]:
             continue
         with contextlib.suppress(ValueError):  # another version's, with settings that we don't know
             if Recipe.from_json(described["recipe"]) == recipe:
+                found.append(path.parent)
+    return sorted(found, key=lambda run: describe_run(run)["created"], reverse=True)
+
+
+def finished_runs(recipe: Recipe, data_digest: str) -> list[Path]:
+    """Return the finished runs of a recipe and data, the newest first, however their store and subjects were named."""
+
+    def settings(of: Recipe) -> Recipe:
+        return replace(of, data=replace(of.data, store=None, subjects=()))
+
+    found = []
+    for path in runs_dir().glob("*/run.json"):
+        described = describe_run(path.parent)
+        if described.get("data_digest") != data_digest or described["status"] != "finished":
+            continue
+        with contextlib.suppress(ValueError):  # another version's, with settings that we don't know
+            if settings(Recipe.from_json(described["recipe"])) == settings(recipe):
                 found.append(path.parent)
     return sorted(found, key=lambda run: describe_run(run)["created"], reverse=True)
 

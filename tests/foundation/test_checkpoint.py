@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from foundation.bundle import load_bundle, write_bundle
 from foundation.checkpoint import (
     FORMAT_VERSION,
     load_adapter,
@@ -121,6 +122,10 @@ def test_an_adapter_of_another_backbone_is_refused_and_the_model_is_as_it_was(tm
 
 SETTINGS = {
     "one stream": {"streams": ("cls",)},
+    "joint stream": {"streams": ("joint",)},
+    "transformer": {"streams": ("joint",), "mixer": "transformer"},
+    "gru": {"mixer": "gru"},
+    "mlp": {"streams": ("patch",), "mixer": "mlp"},
     "free maps": {"readout": "factorised"},
     "mean of patches": {"readout": "mean"},
     "gate per image": {"gate": "image"},
@@ -132,11 +137,23 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
-def test_a_model_of_any_setting_comes_back(tmp_path, changes):
+def test_a_model_of_any_setting_comes_back_from_a_directory_and_from_a_bundle(tmp_path, changes):
     model = fresh("subj01", backbone=dataclasses.replace(TINY_BACKBONE, **changes))
-    found, _ = load_model(saved(tmp_path / "model", model))
-    assert_same(found, model)
-    assert found.config == model.config
+    directory, bundle = saved(tmp_path / "model", model), tmp_path / "model.safetensors"
+    write_bundle(directory, bundle)
+    for found, _ in (load_model(directory), load_bundle(bundle)):
+        assert_same(found, model)
+        assert found.config == model.config
+
+
+def test_a_description_of_before_the_mixers_is_one_of_mamba(directory):
+    path = directory / "model.json"
+    description = json.loads(path.read_text())
+    del description["backbone"]["mixer"]
+    path.write_text(json.dumps(description))
+    found, _ = load_model(directory)
+    assert found.config.mixer == "mamba"
+    assert_same(found, fresh("subj01", "subj02"))
 
 
 def finished(model: EncodingModel, subject: str) -> EncodingModel:

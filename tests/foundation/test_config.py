@@ -10,6 +10,8 @@ from foundation.config import BackboneConfig, DataConfig, OptimConfig
     [
         ({"streams": ()}, r"backbone.streams is \(\); name one at least"),
         ({"streams": ("cls", "cls")}, "backbone.streams is .*each once"),
+        ({"streams": ("joint", "cls")}, "joint has the tokens of both, so it stands alone"),
+        ({"width": 48, "mixer": "transformer"}, "backbone.width 48 is no multiple of backbone.mamba.headdim 32"),
         ({"decoders": ()}, "backbone.decoders is"),
         ({"scan_orders": ()}, "backbone.scan_orders is"),
         ({"token_budget": 0}, "backbone.token_budget is 0; it must be 1 at least"),

@@ -23,6 +23,7 @@ from foundation.training.run import (
     Plan,
     code_version,
     describe_run,
+    finished_runs,
     held,
     new_run,
     run_to_resume,
@@ -55,6 +56,15 @@ def test_what_is_told_of_a_run_adds_up(home):
     assert json.loads((directory / "run.json").read_text())["status"] == "failed"
     assert describe_run(directory)["status"] == "failed"
     assert describe_run(new_run(RECIPE)) == {}
+
+
+def test_finished_runs_are_those_of_the_settings_and_data_however_these_were_named():
+    named = replace(RECIPE, data=replace(RECIPE.data, store="/elsewhere.zarr", subjects=("1", "2", "5")))
+    older, newer = made("finished"), made("finished", created=2.0, recipe=named)
+    made("interrupted", created=3.0)
+    made("finished", created=3.0, data="sha256:other")
+    made("finished", created=3.0, recipe=replace(RECIPE, seed=1))
+    assert finished_runs(RECIPE, DATA) == [newer, older]
 
 
 def test_without_a_name_the_newest_unfinished_run_of_this_recipe_and_data_is_resumed():
