@@ -28,6 +28,7 @@ def phantom(
     voxels: int | None = None,
     repeats: int | None = None,
     images: Path | None = None,
+    specialised: bool = True,
     seed: int = 0,
     session: CommonOptions = Session(),
 ) -> None:
@@ -42,6 +43,7 @@ def phantom(
         voxels: voxels per subject.
         repeats: times a shared test image is shown to each subject.
         images: a directory of photographs to show in place of made ones (then only early voxels are simulated).
+        specialised: whether areas differ; without, ROI labels are dealt out to voxels at random.
         seed: of everything random.
         session: common options.
     """
@@ -50,7 +52,7 @@ def phantom(
     from data.phantom import PRESETS, write_phantom
 
     given = dict(subjects=subjects, sessions=sessions, trials_per_session=trials_per_session, voxels=voxels)
-    given |= dict(repeats=repeats, images=images)
+    given |= dict(repeats=repeats, images=images, specialised=specialised)
     config = replace(PRESETS[preset], seed=seed, **{k: v for k, v in given.items() if v is not None})
     write_phantom(store, config)
     features(store, encoder="gabor")

@@ -9,7 +9,7 @@ Receptive fields are Gaussian, in fractions of the image's side (x to the right,
 eccentricity and `h`. The left hemisphere sees the right half.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -114,6 +114,16 @@ def selective_rois(
     labels[selective & streams.mask("midlateral", "lateral")] = 1
     labels[selective & streams.mask("midventral", "ventral")] = 2
     return Rois(labels=labels, names={1: lateral_name, 2: ventral_name})
+
+
+def dealt_out(rois: dict[str, Rois], *, rng: np.random.Generator) -> dict[str, Rois]:
+    """Give each voxel the labels of a voxel drawn at random, the same one in all families.
+
+    As many voxels have each label as before, but areas are samples of one population: they differ by chance alone.
+    """
+    n_voxels = len(next(iter(rois.values())).labels)
+    order = rng.permutation(n_voxels)
+    return {name: replace(family, labels=family.labels[order]) for name, family in rois.items()}
 
 
 def _receptive_fields(sheet: Float[np.ndarray, "voxel 3"], rng: np.random.Generator) -> Float[np.ndarray, "voxel 3"]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from data.phantom.cortex import Cortex, draw_cortex, selective_rois
+from data.phantom.cortex import Cortex, dealt_out, draw_cortex, selective_rois
 from data.phantom.design import ImageCounts, TrialTable, count_images, draw_trials
 from data.phantom.images import ImageLabels, join_labels
 from data.phantom.responses import (
@@ -47,7 +47,7 @@ _FLOC = {
     "floc-words": ("text", "OWFA", "VWFA-1"),
 }
 # Streams of random numbers under the phantom's seed; the third number is the subject's, 0 for what is shared.
-_COMMON, _CORTEX, _POPULATION, _TRIALS, _NOISE = range(5)
+_COMMON, _CORTEX, _POPULATION, _TRIALS, _NOISE, _LABELS = range(6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,8 @@ class PhantomConfig:
     """Presentations of each test image; validation and train images are shown twice, or once where this is 1."""
     images: Path | None = None
     """Folder of photographs in place of invented pictures; without a labels.csv in it, only V1 to V3 are simulated."""
+    specialised: bool = True
+    """Whether areas differ; False: labels are dealt out to voxels at random, so that no area differs from another."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -148,6 +150,9 @@ def _simulate(path: Path, name: str, config: PhantomConfig) -> Truth:
         signal = noise_free_signal(maps, seen, population)
         rows = np.concatenate([shared_rows, own_rows]).astype(np.int32)
         trials = draw_trials(counts, trials_per_session=config.trials_per_session, rng=config.rng(_TRIALS, number))
+        rois = _rois(cortex, population, stimuli.category_names)
+        if not config.specialised:
+            rois = dealt_out(rois, rng=config.rng(_LABELS, number))
         subject = f"subj{number:02d}"
         store.add_subject(
             SubjectData(
@@ -160,7 +165,7 @@ def _simulate(path: Path, name: str, config: PhantomConfig) -> Truth:
                 run=trials.run,
                 repeat=trials.repeat,
                 coordinates=cortex.coordinates,
-                rois=_rois(cortex, population, stimuli.category_names),
+                rois=rois,
                 provenance={"made_by": "data.phantom", "subject": number},
             )
         )

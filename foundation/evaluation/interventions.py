@@ -17,6 +17,8 @@ from torch import Tensor
 from foundation.model.dual_stream import Streams
 
 Branch = Literal["cls", "patch"]
+CONTROL = "random subspace"
+BRANCHES: tuple[Branch, ...] = ("cls", "patch")
 Intervention = Callable[[Streams], Streams]
 
 
@@ -84,3 +86,20 @@ def mean_of(streams: Streams) -> Streams:
         patch=streams.patch.mean(0, keepdim=True),
         gate=streams.gate.mean(0, keepdim=True),
     )
+
+
+def interventions(
+    streams: Streams, *, n_draws: int, generator: torch.Generator
+) -> dict[tuple[str, str], list[Intervention]]:
+    """Return all that is done to a branch, by branch and name; what has chance in it `n_draws` times."""
+    mean = mean_of(streams)
+    found: dict[tuple[str, str], list[Intervention]] = {}
+    for branch in BRANCHES:
+        orders = [torch.randperm(len(streams), generator=generator) for _ in range(n_draws)]
+        found[branch, "zero"] = [zeroed(branch)]
+        found[branch, "mean"] = [averaged(branch, mean)]
+        found[branch, "shuffled"] = [shuffled(branch, order.to(streams.cls.device)) for order in orders]
+        found[branch, CONTROL] = [
+            random_subspace(branch, streams, mean, generator=generator)[0] for _ in range(n_draws)
+        ]
+    return found

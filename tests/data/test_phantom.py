@@ -1,6 +1,7 @@
 """The phantom: NSD's design, responses with known truth, and a difficulty between trivial and hopeless."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,24 @@ def test_subjects_mix_one_tuning_space_each_anew(truth):
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_without_specialisation_only_the_labels_move_and_areas_are_alike(phantom_path, store, truth, tmp_path):
+    path = tmp_path / "alike.zarr"
+    write_phantom(path, dataclasses.replace(SMALL, specialised=False))
+    alike = PooledStore.open(path)
+    for number in (1, 2):
+        planted, dealt = store.subject(number), alike.subject(number)
+        np.testing.assert_array_equal(planted.responses(), dealt.responses())
+        for name, rois in planted.rois.items():
+            assert sorted(dealt.rois[name].labels) == sorted(rois.labels)
+            assert (dealt.rois[name].labels != rois.labels).any()
+        pairs = [set(zip(*(s.rois[name].labels for name in planted.rois), strict=True)) for s in (planted, dealt)]
+        assert pairs[0] == pairs[1]  # a voxel takes all its labels from one voxel
+        share = truth.subjects[planted.name].content_share
+        early, higher = (share[families(dealt)[name]].mean() for name in ("early", "higher"))
+        assert abs(early - higher) < 0.25  # chance of 36 voxels each; planted, it is near 1
+        assert share[families(planted)["higher"]].mean() - share[families(planted)["early"]].mean() > 0.7
 
 
 def test_one_seed_gives_one_phantom_and_another_seed_another(tmp_path):

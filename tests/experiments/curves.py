@@ -35,10 +35,10 @@ from data.store import PooledStore
 from foundation.checkpoint import load_model, read_description
 from foundation.config import Recipe
 from foundation.evaluation.baselines import predict
-from foundation.evaluation.compare import model_prediction
 from foundation.evaluation.curve import curve_rows, print_curve
 from foundation.evaluation.figures import learning_curve
 from foundation.evaluation.measured import measured_test
+from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores, merge_scores, score
 from foundation.training.course import FINAL, finish_run, start_run, train_run
 from foundation.training.engine import LocalEngine

@@ -31,8 +31,8 @@ from data.preprocess import Samples, samples
 from foundation.checkpoint import load_model, new_directory, read_description, save_model
 from foundation.config import BackboneConfig, Recipe
 from foundation.evaluation.baselines import BASELINES, predict
-from foundation.evaluation.compare import model_prediction
 from foundation.evaluation.measured import measured_test
+from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores, score
 from foundation.model.encoding_model import EncodingModel
 from foundation.recipes import recipe_named
