@@ -334,9 +334,8 @@ def _sampling_notes(samples: Mapping[str, np.ndarray], measured: Measured) -> li
     if measured.trial_reason is None:
         notes = ["crps, coverage90, energy, target mean: n/a, samples are of single trials"]
     else:
-        notes = [
-            f"crps, coverage90, energy against averages, which vary less than the trials sampled: {measured.trial_reason}"
-        ]
+        told = "crps, coverage90, energy against averages, which vary less than the trials sampled"
+        notes = [f"{told}: {measured.trial_reason}"]
     notes.append("coverage90 of zero and mean: n/a, a point mass has no interval")
     for name, drawn in samples.items():
         notes.append(f"samples of {name}: T = {len(drawn)}")
