@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich import box
 from rich.table import Table
 
 from foundation.evaluation.folds import CrossValidated
 from foundation.evaluation.score import Row
-from foundation.evaluation.table import number, places
+from foundation.evaluation.table import fill_by_place, new_table, number, places
 
 _COLUMNS = (("voxel", "r", "voxel r"), ("pattern", "r", "pattern r"), ("voxel", "mse", "MSE"))
 
@@ -21,29 +20,20 @@ def fold_rows(cross_validated: Sequence[CrossValidated]) -> list[Row]:
 def fold_table(cross_validated: Sequence[CrossValidated]) -> Table:
     """Return a table row per subject, ROI and system: mean over folds and standard error, against repeat means."""
     rows = [row for of in cross_validated for row in of.rows]
-    table = Table(
-        title=f"Cross-validation, {len(cross_validated[0].folds)} folds of all images, each fitted anew",
-        caption="Mean over folds ± standard error over folds, against the mean of an image's repeats. Folds share "
-        "training images, so the error is somewhat too small. Every image tests once: no model that has seen any of "
-        "them can stand here.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+    table = new_table(
+        f"Cross-validation, {len(cross_validated[0].folds)} folds of all images, each fitted anew",
+        "Mean over folds ± standard error over folds, against the mean of an image's repeats. Folds share training "
+        "images, so the error is somewhat too small. Every image tests once: no model that has seen any of them can "
+        "stand here.",
+        left=("subject", "ROI", "system"),
+        right=tuple(heading for *_, heading in _COLUMNS),
     )
-    for heading in ("subject", "ROI", "system"):
-        table.add_column(heading)
-    for *_, heading in _COLUMNS:
-        table.add_column(heading, justify="right")
     found = {(r.subject, r.roi, r.system, r.axis, r.metric): r for r in rows if r.target == "mean"}
-    section: tuple[str, ...] = ()
-    for place in places(rows):
-        if section and section != place[:2]:
-            table.add_section()
-        leading = place[:2] if section != place[:2] else ("", "")
-        table.add_row(*leading, place[2], *(_cell(found.get((*place, axis, metric))) for axis, metric, _ in _COLUMNS))
-        section = place[:2]
-    return table
+    return fill_by_place(
+        table,
+        places(rows),
+        lambda place: [_cell(found.get((*place, axis, metric))) for axis, metric, _ in _COLUMNS],
+    )
 
 
 def _cell(row: Row | None) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from foundation.evaluation.evaluated import Evaluated, Protocol
 from foundation.evaluation.score import Scores
+from foundation.evaluation.table import new_table
 
 STEPS: tuple[tuple[Protocol, str, str, str], ...] = (
     ("strict", "voxel", "trial", "over images, against single trials"),
@@ -90,17 +90,13 @@ def steps_table(steps: Sequence[ProtocolStep]) -> Table:
     subjects = list(dict.fromkeys(step.subject for step in steps))
     told = list(dict.fromkeys(step.step for step in steps))
     systems = ", ".join(dict.fromkeys(step.system for step in steps))
-    table = Table(
-        title=f"How much of a gap is protocol: {systems}",
-        caption="r, and in () what the step alone changed; floor: r of the training images' mean, the same for every "
-        "image. Nothing about the model differs between the rows, but the last where a checkpoint was picked.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+    table = new_table(
+        f"How much of a gap is protocol: {systems}",
+        "r, and in () what the step alone changed; floor: r of the training images' mean, the same for every image. "
+        "Nothing about the model differs between the rows, but the last where a checkpoint was picked.",
+        left=("r ...",),
+        right=(*subjects, *(["mean"] if len(subjects) > 1 else []), "floor"),
     )
-    for heading in ("r ...", *subjects, *(["mean"] if len(subjects) > 1 else []), "floor"):
-        table.add_column(heading, justify="left" if heading == "r ..." else "right")
     for name in told:
         mine = [step for step in steps if step.step == name]
         mean = [_cell(_mean([s.r for s in mine]), _mean([s.change for s in mine]))] if len(subjects) > 1 else []

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 
 from foundation.evaluation.rsa import RsaScore
 from foundation.evaluation.score import Row
-from foundation.evaluation.table import number
+from foundation.evaluation.table import new_table, number
 
 CAPTION = (
     "Correlation over pairs of images of predicted with measured dissimilarities (1 - r of patterns over voxels), "
@@ -36,18 +35,12 @@ def rsa_rows(scores: Mapping[str, Sequence[RsaScore]], *, protocol: str = "stric
 
 def rsa_table(scores: Sequence[Mapping[str, Sequence[RsaScore]]]) -> Table:
     """Return a table row per subject, ROI and system; `scores` are by system, one mapping a subject."""
-    table = Table(
-        title="Representational similarity",
-        caption=CAPTION.replace("[", "\\["),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+    table = new_table(
+        "Representational similarity",
+        CAPTION,
+        left=("subject", "ROI", "system"),
+        right=("RDM r", "noise ceiling", "RDMs", "images"),
     )
-    for heading in ("subject", "ROI", "system"):
-        table.add_column(heading)
-    for heading in ("RDM r", "noise ceiling", "RDMs", "images"):
-        table.add_column(heading, justify="right")
     for of_subject in scores:
         rois = list(dict.fromkeys(s.roi for of_system in of_subject.values() for s in of_system))
         for roi in rois:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from rich import box
 from rich.table import Table
 
 from foundation.evaluation.score import Row, Scores
-from foundation.evaluation.table import LEGACY_WARNING, caption, number, places, with_interval
+from foundation.evaluation.table import LEGACY_WARNING, caption, fill_by_place, new_table, number, places, with_interval
 
 COLUMNS = (
     ("strict", "voxel", "trial", "r", "voxel r\n(trial)"),
@@ -34,27 +33,18 @@ def side_by_side(scores: Mapping[str, Scores]) -> Table:
     rows: dict[tuple[str, ...], Row] = {}
     for protocol, of_protocol in scores.items():
         rows |= {(protocol, r.axis, r.target, r.metric, r.subject, r.roi, r.system): r for r in of_protocol.rows}
-    table = Table(
-        title="Scores under both protocols",
-        caption=f"{LEGACY_WARNING}\n{caption(scores['strict'], 'strict, and chasm-legacy in the columns LEGACY')}",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+    table = new_table(
+        "Scores under both protocols",
+        f"{LEGACY_WARNING}\n{caption(scores['strict'], 'strict, and chasm-legacy in the columns LEGACY')}",
+        left=("subject", "ROI", "system"),
+        right=tuple(heading for *_, heading in COLUMNS),
     )
-    for heading in ("subject", "ROI", "system"):
-        table.add_column(heading)
-    for *_, heading in COLUMNS:
-        table.add_column(heading, justify="right")
-    section: tuple[str, ...] = ()
-    for place in places(row for of_protocol in scores.values() for row in of_protocol.rows):
-        if section and section != place[:2]:
-            table.add_section()
-        leading = place[:2] if section != place[:2] else ("", "")
-        cells = []
+
+    def cells(place: tuple[str, str, str]) -> list[str]:
+        told = []
         for k, (protocol, axis, target, metric, _) in enumerate(COLUMNS):
             row = rows.get((protocol, axis, target, metric, *place))
-            cells.append("–" if row is None else with_interval(row) if k in _INTERVALS else number(row.value))
-        table.add_row(*leading, place[2], *cells)
-        section = place[:2]
-    return table
+            told.append("–" if row is None else with_interval(row) if k in _INTERVALS else number(row.value))
+        return told
+
+    return fill_by_place(table, places(row for of_protocol in scores.values() for row in of_protocol.rows), cells)

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from foundation.evaluation.permutation import PermutationTest
 from foundation.evaluation.score import Row
-from foundation.evaluation.table import number
+from foundation.evaluation.table import new_table, number
 
 FDR = 0.05
 
@@ -34,20 +33,14 @@ def significance_rows(
 def significance_table(rows: list[Row], *, n_permutations: int) -> Table:
     """Return a table row per subject and system: all voxels, and the share that is predicted per family."""
     rois = list(dict.fromkeys(row.roi for row in rows))
-    table = Table(
-        title="Predicted at all? Against predictions of other images",
-        caption=f"p of the mean voxel r, one-sided, by {n_permutations} permutations of the images (it can't be below "
+    table = new_table(
+        "Predicted at all? Against predictions of other images",
+        f"p of the mean voxel r, one-sided, by {n_permutations} permutations of the images (it can't be below "
         f"{1 / (1 + n_permutations):.2g}); share of voxels whose own r passes a false discovery rate of "
         f"{FDR:.0%} (Benjamini-Hochberg over the subject's voxels).",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+        left=("subject", "system"),
+        right=("p", *(f"voxels {roi}" for roi in rois)),
     )
-    for heading in ("subject", "system"):
-        table.add_column(heading)
-    for heading in ("p", *(f"voxels {roi}" for roi in rois)):
-        table.add_column(heading, justify="right")
     values = {(r.subject, r.system, r.roi, r.metric): r.value for r in rows}
     for subject, system in dict.fromkeys((row.subject, row.system) for row in rows):
         shares = [values.get((subject, system, roi, "share_fdr05")) for roi in rois]

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +36,7 @@ SAMPLING_LEGEND = (
     "absolute error. energy: energy score, the CRPS of a whole pattern of voxels. coverage 90 %: targets inside the "
     "samples' central 90 % interval; .900 if the spread is right. "
     "[ ]: 95 % bootstrap interval over images."
-).replace("[", "\\[")
+)
 SAMPLED = {"crps": "CRPS", "coverage90": "coverage 90 %", "energy": "energy"}
 """Metrics of sampling systems and the headings of their columns."""
 WIDTH = 132
@@ -46,6 +46,40 @@ LEGACY_WARNING = (
     "WARNING: chasm-legacy repeats a published protocol so that its numbers can be audited: z-scored over all trials, "
     "checkpoint picked on the test images. Not comparable with strict."
 )
+
+
+def new_table(title: str, caption: str, *, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Return a table without rows in the look of all of ours; `left` and `right` are headings by their alignment."""
+    table = Table(
+        title=title,
+        caption=caption.replace("[", "\\["),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+    )
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def fill_by_place(
+    table: Table, found: Iterable[tuple[str, str, str]], cells: Callable[[tuple[str, str, str]], Sequence[str] | None]
+) -> Table:
+    """Add a row for each (subject, ROI, system) for which `cells` gives any, subject and ROI named once; return it."""
+    section: tuple[str, ...] = ()
+    for place in found:
+        row = cells(place)
+        if row is None:
+            continue
+        if section and section != place[:2]:
+            table.add_section()
+        leading = place[:2] if section != place[:2] else ("", "")
+        table.add_row(*leading, place[2], *row)
+        section = place[:2]
+    return table
 
 
 def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
@@ -73,51 +107,33 @@ def score_table(scores: Scores, *, reference: str = "ridge") -> Table:
         raise ValueError(f"a table shows one protocol, these scores hold {protocols}; make one table of each")
     subjects = list(dict.fromkeys(row.subject for row in scores.rows))
     compared = any(comparison.versus == reference for comparison in scores.comparisons)
-    table = Table(
-        title=f"Scores of {', '.join(subjects)}, protocol {protocols[0]}",
-        caption=caption(scores, protocols[0]),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
-    )
-    for heading in ("subject", "ROI", "system"):
-        table.add_column(heading)
-    for heading in ("voxel r", "(trial)", "pattern r", "(trial)", "MSE", "(trial)", "r²/c"):
-        table.add_column(heading, justify="right")
     versus = [(floor, "mse", f"ΔMSE {floor}") for floor in FLOORS]
     versus += [(reference, "r", f"Δr {reference}")] if compared else []
-    for *_, heading in versus:
-        table.add_column(heading, justify="right")
-
+    table = new_table(
+        f"Scores of {', '.join(subjects)}, protocol {protocols[0]}",
+        caption(scores, protocols[0]),
+        left=("subject", "ROI", "system"),
+        right=(
+            *("voxel r", "(trial)", "pattern r", "(trial)", "MSE", "(trial)", "r²/c"),
+            *(heading for *_, heading in versus),
+        ),
+    )
     rows = {(row.subject, row.roi, row.system, row.target, row.axis, row.metric): row for row in scores.rows}
     differences = {
         (c.subject, c.roi, c.system, c.versus, c.metric): c
         for c in scores.comparisons
         if c.axis == "voxel" and c.target == "mean"
     }
-    section: tuple[str, ...] = ()
-    for place in places(scores.rows):
-        if section and section != place[:2]:
-            table.add_section()
-        leading = place[:2] if section != place[:2] else ("", "")
-        numbers = [
-            cell(rows[*place, target, axis, metric])
-            for axis, metric in (("voxel", "r"), ("pattern", "r"), ("voxel", "mse"))
-            for target, cell in (
-                ("mean", with_interval if axis == "voxel" and metric == "r" else _plain),
-                ("trial", _trial),
-            )
-        ]
-        table.add_row(
-            *leading,
-            place[2],
-            *numbers,
-            _plain(rows[*place, "mean", "voxel", "r2_ceiling"]),
-            *(_difference(differences.get((*place, other, metric))) for other, metric, _ in versus),
-        )
-        section = place[:2]
-    return table
+    columns = (("voxel", "r", with_interval), ("pattern", "r", _plain), ("voxel", "mse", _plain))
+
+    def cells(place: tuple[str, str, str]) -> list[str]:
+        told = []
+        for axis, metric, of_mean in columns:
+            told += [of_mean(rows[*place, "mean", axis, metric]), _trial(rows[*place, "trial", axis, metric])]
+        told.append(_plain(rows[*place, "mean", "voxel", "r2_ceiling"]))
+        return told + [_difference(differences.get((*place, other, metric))) for other, metric, _ in versus]
+
+    return fill_by_place(table, places(scores.rows), cells)
 
 
 def sampling_table(scores: Scores) -> Table | None:
@@ -127,31 +143,19 @@ def sampling_table(scores: Scores) -> Table | None:
     }
     if not rows:
         return None
-    protocol = scores.rows[0].protocol
-    table = Table(
-        title=f"Scores of samples, protocol {protocol}",
-        caption=SAMPLING_LEGEND,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
+    table = new_table(
+        f"Scores of samples, protocol {scores.rows[0].protocol}",
+        SAMPLING_LEGEND,
+        left=("subject", "ROI", "system", "target"),
+        right=tuple(SAMPLED.values()),
     )
-    for heading in ("subject", "ROI", "system", "target"):
-        table.add_column(heading)
-    for heading in SAMPLED.values():
-        table.add_column(heading, justify="right")
-    section: tuple[str, ...] = ()
-    for place in places(scores.rows):
+
+    def cells(place: tuple[str, str, str]) -> list[str] | None:
         found = [rows.get((*place, metric)) for metric in SAMPLED]
         target = next((row.target for row in found if row is not None), None)
-        if target is None:
-            continue
-        if section and section != place[:2]:
-            table.add_section()
-        leading = place[:2] if section != place[:2] else ("", "")
-        table.add_row(*leading, place[2], target, *("n/a" if row is None else with_interval(row) for row in found))
-        section = place[:2]
-    return table
+        return None if target is None else [target, *("n/a" if row is None else with_interval(row) for row in found)]
+
+    return fill_by_place(table, places(scores.rows), cells)
 
 
 @runtime_checkable
@@ -218,7 +222,7 @@ def caption(scores: Scores, protocol: str) -> str:
         if not _OF_ONE_ROI.match(text):
             shared.setdefault(text, []).append(subject)
     notes = [f"{', '.join(subjects)}: {text}" for text, subjects in shared.items()]
-    return "\n".join([*warning, f"Protocol: {protocol}.", LEGEND, *notes]).replace("[", "\\[")
+    return "\n".join([*warning, f"Protocol: {protocol}.", LEGEND, *notes])
 
 
 def with_interval(row: Row) -> str:
