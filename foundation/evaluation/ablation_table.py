@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from foundation.evaluation.area_losses import Ablation, AblationRow, Differential
 from foundation.evaluation.partition import PARTS, Partition, PartitionRow
 from foundation.evaluation.score import FAMILIES
+from foundation.evaluation.table import new_table
 
 LOSS_LEGEND = (
     "Loss of the network's voxel r: correlation over test images with the mean of their repeats, averaged over voxels, "
-    "intact less intervened. \\[ ]: 95 % bootstrap interval over images. %: the loss as a share of the intact r. "
+    "intact less intervened. [ ]: 95 % bootstrap interval over images. %: the loss as a share of the intact r. "
     "random subspace: random directions that hold as much variance as the stream."
 )
 DIFFERENCE_LEGEND = (
-    "Loss of early less loss of higher areas. \\[ ]: 95 % bootstrap interval over images and parcels of neighbouring "
+    "Loss of early less loss of higher areas. [ ]: 95 % bootstrap interval over images and parcels of neighbouring "
     "voxels. shares: the same of losses as shares of the intact r. beyond control: less the difference that the random "
     "subspace makes. p: two-sided, of one comparison; the sentences adjust for all of them."
 )
 PARTITION_LEGEND = (
     "Share of the variance of test images' mean responses that ridge models on frozen features explain, averaged over "
-    "voxels. unique: explained by both sets, not without this one; preference: unique patch less unique cls. \\[ ]: "
+    "voxels. unique: explained by both sets, not without this one; preference: unique patch less unique cls. [ ]: "
     "95 % bootstrap interval over images. Below zero is estimation noise, or a worse prediction than the mean."
 )
 WIDTH = 156
@@ -34,12 +34,12 @@ WIDTH = 156
 def loss_table(ablation: Ablation) -> Table:
     """Return a table with a row per subject and intervention, a column per family."""
     rois = [roi for roi in ("all", *FAMILIES) if any(row.roi == roi for row in ablation.rows)]
-    table = _empty("What disabling a stream costs", LOSS_LEGEND)
-    for heading in ("subject", "stream", "intervention"):
-        table.add_column(heading)
-    for roi in rois:
-        table.add_column(f"{roi}, loss of r", justify="right")
-        table.add_column("%", justify="right")
+    table = new_table(
+        "What disabling a stream costs",
+        LOSS_LEGEND,
+        left=("subject", "stream", "intervention"),
+        right=[heading for roi in rois for heading in (f"{roi}, loss of r", "%")],
+    )
     cases: dict[tuple[str, str, str], dict[str, AblationRow]] = {}
     for row in ablation.rows:
         cases.setdefault((row.subject, row.branch, row.intervention), {})[row.roi] = row
@@ -59,11 +59,12 @@ def loss_table(ablation: Ablation) -> Table:
 
 def difference_table(ablation: Ablation) -> Table:
     """Return a table with a row per subject and intervention: early less higher, and beyond the control."""
-    table = _empty("Early less higher areas", DIFFERENCE_LEGEND)
-    for heading in ("subject", "stream", "intervention"):
-        table.add_column(heading)
-    for heading in ("loss of r", "p", "shares", "p", "beyond control", "p"):
-        table.add_column(heading, justify="right")
+    table = new_table(
+        "Early less higher areas",
+        DIFFERENCE_LEGEND,
+        left=("subject", "stream", "intervention"),
+        right=("loss of r", "p", "shares", "p", "beyond control", "p"),
+    )
     before = ("", "")
     for d in ablation.differentials:
         _section(table, before, (d.subject, d.branch))
@@ -85,11 +86,9 @@ def print_ablation(ablation: Ablation, sentences: list[str]) -> None:
 
 def partition_table(parts: Iterable[Partition]) -> Table:
     """Return a table with a row per subject and family, a column per part of the variance."""
-    table = _empty("Variance that CLS and patch features explain", PARTITION_LEGEND)
-    for heading in ("subject", "ROI"):
-        table.add_column(heading)
-    for heading in PARTS:
-        table.add_column(heading, justify="right")
+    table = new_table(
+        "Variance that CLS and patch features explain", PARTITION_LEGEND, left=("subject", "ROI"), right=PARTS
+    )
     cases: dict[tuple[str, str], dict[str, PartitionRow]] = {}
     for part in parts:
         for row in part.rows:
@@ -115,12 +114,6 @@ def _differences(d: Differential) -> list[str]:
         (d.versus_control, d.versus_low, d.versus_high, d.versus_p_value),
     )
     return [cell for value, low, high, p in told for cell in (_told(value, low, high), _p(p))]
-
-
-def _empty(title: str, caption: str) -> Table:
-    return Table(
-        title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True
-    )
 
 
 def _section(table: Table, before: tuple[str, str], now: tuple[str, str]) -> None:

@@ -200,7 +200,7 @@ class Losses:
     def _row(self, branch: str, name: str, k: int, intact: ResampledR, under: ResampledR) -> AblationRow:
         loss = (intact.over_images - under.over_images)[:, k]
         value, whole = float(loss[0]), float(intact.over_images[0, k])
-        low, high = percentile_interval(centre(loss[1:], value))
+        low, high = percentile_interval(centre(loss[1:], value), n_images=self.measured.n_images)
         return AblationRow(
             subject=self.measured.subject,
             branch=branch,
@@ -223,7 +223,7 @@ class Losses:
             if n_parcels < MIN_PARCELS:
                 return (
                     f"{name} voxels lie in {n_parcels} of the model's parcels, at least {MIN_PARCELS} are needed; "
-                    f"train with smaller ones (--data.parcels)"
+                    f"train with smaller ones (--parcels)"
                 )
         return None
 

@@ -116,7 +116,7 @@ def partition(
     for part, by_region in means.items():
         for k, (roi, mask) in enumerate(regions.items()):
             value = float(by_region[0, k])
-            low, high = percentile_interval(centre(by_region[1:, k], value))
+            low, high = percentile_interval(centre(by_region[1:, k], value), n_images=measured.n_images)
             rows.append(
                 PartitionRow(
                     subject=measured.subject,

@@ -106,7 +106,7 @@ def compare_rdms(
     correlate = _Correlation(vectors, method)
     samples = np.array([correlate(count[pairs[0]] * count[pairs[1]]).mean() for count in counts])
     value = float(samples[0])
-    low, high = percentile_interval(centre(samples[1:], value))
+    low, high = percentile_interval(centre(samples[1:], value), n_images=n_images)
     ceiling, reason = _ceiling(measured, method)
     return RsaScore(
         subject=subject,

@@ -59,7 +59,7 @@ def new_table(title: str, caption: str, *, left: Sequence[str], right: Sequence[
         collapse_padding=True,
     )
     for heading in left:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # a name that is cut short could be another's
     for heading in right:
         table.add_column(heading, justify="right")
     return table

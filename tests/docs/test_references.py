@@ -1,4 +1,4 @@
-"""What docs/model.md says an equation is computed by is there, under that name."""
+"""What docs/model.md and docs/metrics.md say an equation is computed by is there, under that name."""
 
 import ast
 import re
@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = re.compile(r"`((?:foundation|adapters|data|cluster|tests)/[\w/]+\.py)::([\w.]+)`((?:, `[\w.]+`)*)")
 
 
-def references() -> list[tuple[str, str]]:
+def references(page: str) -> list[tuple[str, str]]:
     """Each file that is named with something in it, and the name."""
-    found = REFERENCE.findall((ROOT / "docs/model.md").read_text())
+    found = REFERENCE.findall((ROOT / "docs" / page).read_text())
     return [(file, name) for file, first, more in found for name in (first, *re.findall(r"`([\w.]+)`", more))]
 
 
@@ -26,10 +26,11 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("file", "name"), sorted(set(references())))
-def test_the_equations_are_where_the_model_page_says(file, name):
+@pytest.mark.parametrize(("file", "name"), sorted({*references("model.md"), *references("metrics.md")}))
+def test_the_equations_are_where_the_pages_say(file, name):
     assert name in names_in(ROOT / file)
 
 
-def test_there_are_references_to_check():
-    assert len(references()) > 30
+@pytest.mark.parametrize(("page", "least"), [("model.md", 30), ("metrics.md", 20)])
+def test_there_are_references_to_check(page, least):
+    assert len(references(page)) > least

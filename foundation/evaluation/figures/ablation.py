@@ -7,7 +7,7 @@ from foundation.evaluation.figures.canvas import DPI, new_figure
 from foundation.evaluation.interventions import CONTROL
 
 _SHOWN = ("zero", "mean", "shuffled", CONTROL)
-_LOOKS = {"early": ("#0072B2", "o", -0.16), "mid": ("#E69F00", "s", 0.0), "higher": ("#009E73", "^", 0.16)}
+_LOOKS = {"early": ("#0072B2", "o", -0.16), "mid": ("#009E73", "s", 0.0), "higher": ("#D55E00", "^", 0.16)}
 """Colour, marker and offset of a family."""
 _NAMES = {"cls": "CLS stream", "patch": "patch stream"}
 

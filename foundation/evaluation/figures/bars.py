@@ -3,18 +3,25 @@
 from pathlib import Path
 
 from foundation.evaluation.figures.canvas import DPI, looks, new_figure
+from foundation.evaluation.figures.panel import legend_columns
 from foundation.evaluation.score import CEILING, Row, Scores
 
 _GROUP = 0.8
 """Width of all bars of one ROI together."""
 
 
-def bars_per_roi(scores: Scores, path: Path) -> None:
-    """Draw each system's voxelwise correlation per subject and ROI family, with intervals and the ceiling."""
+def bars_per_roi(scores: Scores, path: Path, *, limits: tuple[float, float] | None = None) -> None:
+    """Draw each system's voxelwise correlation per subject and ROI family, with intervals and the ceiling.
+
+    Parameters
+    ----------
+    limits
+        Of the axis of r, where several figures are compared.
+    """
     rows = [r for r in scores.rows if (r.axis, r.metric, r.target) == ("voxel", "r", "mean") and r.value is not None]
     subjects = list(dict.fromkeys(r.subject for r in rows))
     drawn_as = looks(r.system for r in rows)
-    figure = new_figure(2.2 + 2.6 * max(1, len(subjects)), 3.8)
+    figure = new_figure(1.6 + 2.6 * max(1, len(subjects)), 3.8)
     axes = figure.subplots(1, max(1, len(subjects)), sharey=True, squeeze=False)[0]
     for ax, subject in zip(axes, subjects, strict=False):
         mine = [r for r in rows if r.subject == subject]
@@ -45,10 +52,11 @@ def bars_per_roi(scores: Scores, path: Path) -> None:
         ax.axhline(0, color="black", linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("correlation over test images\n(mean over voxels, 95 % interval)")
+    if limits is not None:
+        axes[0].set_ylim(*limits)
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        named.values(), named.keys(), loc="outside lower center", ncols=max(3, 2 * len(subjects)), frameon=False
-    )
+    columns = min(len(named), legend_columns(figure, named))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=max(1, columns), frameon=False)
     figure.savefig(path, dpi=DPI)
 
 

@@ -7,18 +7,19 @@ from matplotlib.axes import Axes
 
 from foundation.evaluation.curve import REFERENCE, CurveRow, curve_rows
 from foundation.evaluation.figures.canvas import DPI, Look, looks, new_figure
+from foundation.evaluation.figures.panel import legend_columns
 from foundation.evaluation.score import CEILING, Scores
 
 
 def learning_curve(
     points: Sequence[tuple[int, Scores]], path: Path, *, n_train: Mapping[int, int] | None = None
 ) -> None:
-    """Draw a curve per system with its interval as a band, and below it the paired gain over ridge, as a picture.
+    """Draw the curve of scores, as `draw_curve` does.
 
     Parameters
     ----------
     points
-        Numbers of sessions, and the scores of systems that learned from so many; a column of panels per subject.
+        Numbers of sessions, and the scores of systems that learned from so many.
     n_train
         Training images by number of sessions, for a second line of labels.
 
@@ -27,10 +28,17 @@ def learning_curve(
     ValueError
         If there is no point, or one stands twice (`foundation.evaluation.curve.curve_rows`).
     """
-    rows = curve_rows(points, n_train=n_train)
+    draw_curve(curve_rows(points, n_train=n_train), path)
+
+
+def draw_curve(rows: Sequence[CurveRow], path: Path) -> None:
+    """Draw a curve per system with its interval as a band, and below it the paired gain over ridge, as a picture.
+
+    A column of panels per subject; the rows are those of a run's ``curve.json``.
+    """
     subjects = list(dict.fromkeys(row.subject for row in rows))
     drawn_as = looks(row.system for row in rows)
-    figure = new_figure(1.4 + 4.2 * len(subjects), 6.6)
+    figure = new_figure(1.2 + 3.2 * len(subjects), 6.6)
     axes = figure.subplots(2, len(subjects), sharex="col", sharey="row", squeeze=False, height_ratios=[3, 2])
     for (above, below), subject in zip(axes.T, subjects, strict=True):
         mine = [row for row in rows if row.subject == subject]
@@ -52,7 +60,13 @@ def learning_curve(
     axes[0, 0].set_ylabel("correlation over test images\n(mean over voxels, 95 % interval)")
     axes[1, 0].set_ylabel(f"gain over {REFERENCE}\n(paired, 95 % interval)")
     named = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        named.values(),
+        named.keys(),
+        loc="outside lower center",
+        ncols=min(3, legend_columns(figure, named)),
+        frameon=False,
+    )
     figure.savefig(path, dpi=DPI)
 
 

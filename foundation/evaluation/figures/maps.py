@@ -60,7 +60,7 @@ def maps(
         raise ValueError(f"{len(images)} names for {len(predicted)} predicted and {len(measured)} measured images")
     families = families or {}
     r = patternwise_r(predicted, measured)
-    shown = _best_median_worst(r)
+    shown = best_median_worst(r)
     limit = float(np.percentile(np.abs(measured[list(shown.values())]), 98)) or 1.0
     figure = new_figure(11.0, 0.8 + 2.6 * len(shown))
     blocks = figure.subfigures(len(shown) + 1, 1, height_ratios=[2.6] * len(shown) + [0.8], squeeze=False)[:, 0]
@@ -99,7 +99,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 40 else f"{name[:24]}…"
 
 
-def _best_median_worst(r: Float[np.ndarray, " image"]) -> dict[str, int]:
+def best_median_worst(r: Float[np.ndarray, " image"]) -> dict[str, int]:
     """Return which images to show; one without a correlation counts as the worst, and none is shown twice."""
     order = np.argsort(-np.nan_to_num(r, nan=-np.inf), kind="stable")
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
