@@ -22,7 +22,7 @@ from foundation.evaluation.curve import CurveRow
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.report.runs import AblationRun, CurveRun, ScoresRun, StepsRun
 from foundation.evaluation.score import Row, Scores
-from foundation.tracking.runs import answering, client, find_runs, tracking_uri
+from foundation.tracking.runs import answering, client, find_runs, quoted, tracking_uri
 
 _MODEL_TAGS = {"pretrain": "backbone", "adapt": "adapter", "baseline": "baseline", "ablation": "model"}
 """Tag that names what a run of a kind made, or is about."""
@@ -86,8 +86,7 @@ def _find(name: str) -> Run | None:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return None
-    quoted = f'"{name}"' if "'" in name else f"'{name}'"  # MLflow's filter knows no escape
-    return next(iter(find_runs(f"attributes.run_name = {quoted}", uri=uri)), None)
+    return next(iter(find_runs(f"attributes.run_name = {quoted(name)}", uri=uri)), None)
 
 
 def _of_run(run: Run) -> Reported:

@@ -186,6 +186,11 @@ class TrackedRun:
             self._client.set_terminated(self.id, status=status)
 
 
+def quoted(value: str) -> str:
+    """Return a value as MLflow's filter takes it; it knows no escape, so it's the value that picks the quotes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
 def find_runs(filter_string: str = "", *, uri: str | None = None) -> list[Any]:
     """Return our runs, newest first.
 

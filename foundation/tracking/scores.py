@@ -17,7 +17,7 @@ from foundation.evaluation.figures import bars_per_roi, learning_curve, maps
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.score import CEILING, FLOORS, Measured, Row, Scores
 from foundation.evaluation.table import write_rows_csv, write_rows_json
-from foundation.tracking.runs import TrackedRun, find_runs
+from foundation.tracking.runs import TrackedRun, find_runs, quoted
 
 DATA_TAGS = (
     "subject",
@@ -167,16 +167,11 @@ def log_baselines(
 def _finished_baseline(lineage: Mapping[str, str], uri: str | None) -> str | None:
     """Return the newest finished run with exactly this lineage."""
     wanted = {"kind": "baseline", **lineage}
-    same = " and ".join(f"tags.`manybrains.{key}` = {_quoted(value)}" for key, value in wanted.items())
+    same = " and ".join(f"tags.`manybrains.{key}` = {quoted(value)}" for key, value in wanted.items())
     for run in find_runs(f"attributes.status = 'FINISHED' and {same}", uri=uri):
         if not any(f"manybrains.{key}" in run.data.tags for key in DATA_TAGS if key not in lineage):
             return run.info.run_id
     return None
-
-
-def _quoted(value: str) -> str:
-    """Return a value as MLflow's filter takes it; it knows no escape, so it's the value that picks the quotes."""
-    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def _of_system(scores: Scores, system: str) -> Scores:

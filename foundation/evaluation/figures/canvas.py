@@ -34,6 +34,13 @@ _LOOKS = {
     "roi-transformer": Look("#B8A800", "*", "oo"),
 }
 _OTHER = Look("#555555", "X", "++")
+FAMILY_LOOKS = {
+    "early": Look("#0072B2", "o", ""),
+    "mid": Look("#009E73", "^", ""),
+    "higher": Look("#D55E00", "s", ""),
+}
+"""ROI families', in every figure."""
+OTHER_FAMILY = Look("#777777", "x", "")
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:

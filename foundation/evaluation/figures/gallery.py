@@ -7,11 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.ticker import MaxNLocator
 
-from foundation.evaluation.figures.canvas import DPI, new_figure
+from foundation.evaluation.figures.canvas import DPI, FAMILY_LOOKS, OTHER_FAMILY, new_figure
 
 _ALL = "all voxels"
-_LOOKS = {_ALL: ("#0072B2", "o"), "early": ("#0072B2", "o"), "mid": ("#009E73", "^"), "higher": ("#D55E00", "s")}
-_OTHER_LOOK = ("#777777", "x")
+_LOOKS = {_ALL: FAMILY_LOOKS["early"], **FAMILY_LOOKS}
 _MANY = 2000
 """Voxels from which points hide each other."""
 _LEGEND_SIZE = 30.0
@@ -43,15 +42,15 @@ def measured_against_predicted(
     size = float(np.clip(8000 / max(1, len(measured)), 2, 22))
     for name, mask in groups.items():
         if mask.any():
-            colour, marker = _LOOKS.get(name, _OTHER_LOOK)
+            look = _LOOKS.get(name, OTHER_FAMILY)
             ax.scatter(
                 x[mask],
                 y[mask],
                 s=size,
-                color=colour,
-                marker=marker,
+                color=look.colour,
+                marker=look.marker,
                 alpha=0.6 if len(measured) < _MANY else 0.3,
-                linewidths=0.8 if marker == "x" else 0,
+                linewidths=0.8 if look.marker == "x" else 0,
                 label=name,
                 rasterized=True,
                 clip_on=False,

@@ -17,15 +17,13 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
 from data.voxels import Surface, Volume
-from foundation.evaluation.figures.canvas import DPI, new_figure
+from foundation.evaluation.figures.canvas import DPI, FAMILY_LOOKS, OTHER_FAMILY, new_figure
 from foundation.evaluation.figures.mosaic import axial_slices
 from foundation.evaluation.metrics import patternwise_r
 
 N_SLICES = 6
 _NOTHING = "#E4E4E4"
 """Where there is no voxel: unlike white, which is a response of 0."""
-_FAMILY_COLOURS = {"early": "#0072B2", "mid": "#009E73", "higher": "#D55E00"}
-_OTHERS = "#777777"
 Pair = tuple[np.ndarray, np.ndarray]
 """Measured and predicted responses to one image, each (voxel,)."""
 
@@ -111,7 +109,7 @@ def best_median_worst(r: Float[np.ndarray, " image"]) -> dict[str, int]:
 
 
 def _colour_of(family: str) -> str:
-    return _FAMILY_COLOURS.get(family, _OTHERS)
+    return FAMILY_LOOKS.get(family, OTHER_FAMILY).colour
 
 
 def _colours() -> Colormap:
@@ -169,7 +167,7 @@ def _scatter(ax: Axes, pair: Pair, families: Mapping[str, np.ndarray], limit: fl
     measured, predicted = pair
     rest = ~np.any([np.zeros(len(measured), bool), *families.values()], axis=0)
     size = float(np.clip(4000 / len(measured), 1, 8))
-    for mask, colour in [(rest, _OTHERS), *((mask, _colour_of(name)) for name, mask in families.items())]:
+    for mask, colour in [(rest, OTHER_FAMILY.colour), *((mask, _colour_of(name)) for name, mask in families.items())]:
         ax.scatter(predicted[mask], measured[mask], s=size, color=colour, alpha=0.5, linewidths=0)
     reach = 1.5 * limit
     ax.plot([-reach, reach], [-reach, reach], color="black", linewidth=0.8, linestyle=":")
