@@ -1,6 +1,6 @@
 """``python -m foundation.evaluate MODEL...``: scores of models and baselines, under either protocol, or both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +14,13 @@ from foundation.evaluation.evaluated import PROTOCOLS, Course, Evaluated, Protoc
 from foundation.evaluation.fold_table import fold_rows, fold_table
 from foundation.evaluation.folds import CrossValidated, cross_validate
 from foundation.evaluation.protocols import ProtocolStep, protocol_steps, steps_table
-from foundation.evaluation.published_rdms import read_rdms
+from foundation.evaluation.published_rdms import PublishedRdms, read_rdms
 from foundation.evaluation.rsa import RsaScore, compare_rdms, rdm, rsa
 from foundation.evaluation.rsa_table import rsa_rows, rsa_table
 from foundation.evaluation.score import Row, Scores, merge_scores
 from foundation.evaluation.side_by_side import side_by_side
 from foundation.evaluation.significance import significance_rows, significance_table
-from foundation.evaluation.table import WIDTH, print_scores
+from foundation.evaluation.table import WIDTH, print_scores, sampling_table
 from foundation.line_up import PICKED, LineUp, line_up
 from foundation.score_files import ScoreFiles
 from foundation.tracking.runs import TrackedRun, tracking_uri
@@ -50,7 +50,7 @@ class Evaluate:
     encoder: str | None = None
     """Encoder whose tokens the baselines learn from (default: the first model's)."""
     sessions: int | None = None
-    """First N sessions that the baselines learn from (default: as many as the models did)."""
+    """First N sessions that baselines learn from where no model is named; beside models, as many as these did."""
     samples: int = 20
     """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
     bootstraps: int = 1000
@@ -95,23 +95,26 @@ def evaluate(command: Evaluate) -> None:
         ),
         tell=console.print,
     )
+    published = None if command.rdms is None else _published(command.rdms, entrants)
     leading = next(iter(entrants.models), command.models[0])
-    config = _config(command, entrants)
+    name = f"evaluate-{leading.replace('/', '-')}"
     with TrackedRun.start(
-        f"evaluate-{leading.replace('/', '-')}", kind="evaluation", config=config, tags=_tags(command, entrants)
+        name, kind="evaluation", config=_config(command, entrants), tags=_tags(command, entrants)
     ).ending() as tracked:
-        picked = {}
-        if "chasm-legacy" in protocols:
-            for label in entrants.models:
-                picked |= entrants.picked_on_test(label, tell=console.print)
+        picked, choices = _picked(entrants)
         evaluated = _evaluated(entrants, picked)
         scores = {p: _merged(entrants, [of.scores[p] for of in evaluated]) for p in protocols}
+        if "chasm-legacy" in scores:
+            scores["chasm-legacy"] = _noted(scores["chasm-legacy"], entrants, choices)
         wide = Console(width=max(console.width, WIDTH))
         steps: list[ProtocolStep] = []
         if len(protocols) == 1:
             print_scores(scores[protocols[0]])
         else:
             wide.print(side_by_side(scores))
+            sampled = sampling_table(scores["strict"])
+            if sampled is not None:
+                wide.print(sampled)
             for system in (*entrants.models, *entrants.baselines):
                 with_picked = f"{system}{PICKED}" if f"{system}{PICKED}" in picked else None
                 steps += protocol_steps(evaluated, system, picked=with_picked)
@@ -123,21 +126,27 @@ def evaluate(command: Evaluate) -> None:
             folded = [_cross_validated(entrants, subject, command.folds, console) for subject in entrants.subjects]
             wide.print(fold_table(folded))
             further += fold_rows(folded)
-        similar = _similarity(command, entrants, evaluated)
+        similar = _similarity(command, entrants, evaluated, published, console)
         if similar:
             wide.print(rsa_table(similar))
             further += [row for of_subject in similar for row in rsa_rows(of_subject)]
-        log_evaluation(tracked, scores, system=leading, part=command.split, steps=steps, further=further)
-        rows = [row for of_protocol in scores.values() for row in of_protocol.rows] + further
-        comparisons = [c for of_protocol in scores.values() for c in of_protocol.comparisons]
-        ScoreFiles(json=command.json, csv=command.csv).write(rows, comparisons, tell=console.print)
-    console.print(f"the run is evaluate-{leading.replace('/', '-')} in {tracking_uri()}")
+        ScoreFiles(json=command.json, csv=command.csv).write(
+            [row for of_protocol in scores.values() for row in of_protocol.rows] + further,
+            [c for of_protocol in scores.values() for c in of_protocol.comparisons],
+            [note for of_protocol in scores.values() for note in of_protocol.notes],
+            tell=console.print,
+        )
+        headlines = {"strict": leading, "chasm-legacy": next(iter(picked), leading)}
+        log_evaluation(tracked, scores, systems=headlines, part=command.split, steps=steps, further=further)
+    console.print(f"the run is {name} in {tracking_uri()}")
 
 
 def _check(command: Evaluate) -> None:
     """Refuse what is wrong by itself, before anything is loaded."""
     if not command.models:
         raise ValueError("name a model or a baseline to evaluate, such as phantom-tiny@champion or ridge")
+    if command.split != "test" and command.protocol != "strict":
+        raise ValueError(f"--protocol {command.protocol} is for test images; --split {command.split} goes with strict")
     least = {"bootstraps": 0, "samples": 0, "permutations": 0, "folds": 2}
     for name, lowest in least.items():
         value = getattr(command, name)
@@ -146,27 +155,49 @@ def _check(command: Evaluate) -> None:
     ScoreFiles(json=command.json, csv=command.csv).check()
 
 
+def _published(path: Path, entrants: LineUp) -> tuple[PublishedRdms, np.ndarray]:
+    """Return published RDMs and the store's rows of their images, before anything is computed."""
+    if not entrants.models:
+        raise ValueError("--rdms compares what models predict, and only baselines are named; name a model")
+    published = read_rdms(path)
+    return published, published.rows(entrants.split)
+
+
+def _picked(entrants: LineUp) -> tuple[dict[str, System], list[str]]:
+    """Return the checkpoints that chasm-legacy picks on the test images, and how it came to them."""
+    picked, notes = {}, []
+    if "chasm-legacy" in entrants.course.protocols:
+        for label in entrants.models:
+            found, told = entrants.picked_on_test(label)
+            picked |= found
+            notes.append(told)
+    return picked, notes
+
+
 def _evaluated(entrants: LineUp, picked: dict[str, System]) -> list[Evaluated]:
+    """Return each subject's evaluation, without the samples, which are scored and large."""
     with progress_bar() as bar:
         task = bar.add_task("scoring", total=len(entrants.subjects))
         found = []
         for subject in entrants.subjects:
-            found.append(entrants.evaluate(subject, picked=picked))
+            found.append(replace(entrants.evaluate(subject, picked=picked), samples={}))
             bar.advance(task)
     return found
 
 
 def _merged(entrants: LineUp, scores: list[Scores]) -> Scores:
     """Return several subjects' scores as one, with what has to be known of the comparison."""
-    merged = merge_scores(scores)
-    notes = [f"{', '.join(entrants.subjects)}: {note}" for note in entrants.notes]
-    if entrants.course.part != "test":
-        warning = {"train": "what the models were fitted to", "validation": "what chose their settings"}
-        notes.append(
-            f"{', '.join(entrants.subjects)}: scored on {entrants.course.part} images, "
-            f"{warning[entrants.course.part]}: no estimate of how they predict new ones"
-        )
-    return Scores(merged.rows, merged.comparisons, (*merged.notes, *notes))
+    part = entrants.course.part
+    notes = list(entrants.notes)
+    if part != "test":
+        of = {"train": "what the models were fitted to", "validation": "what chose their settings"}[part]
+        notes.append(f"scored on {part} images, {of}: no estimate of how they predict new ones")
+    return _noted(merge_scores(scores), entrants, notes)
+
+
+def _noted(scores: Scores, entrants: LineUp, notes: list[str]) -> Scores:
+    who = ", ".join(entrants.subjects)
+    return replace(scores, notes=(*scores.notes, *(f"{who}: {note}" for note in notes)))
 
 
 def _config(command: Evaluate, entrants: LineUp) -> dict[str, object]:
@@ -200,28 +231,38 @@ def _tags(command: Evaluate, entrants: LineUp) -> dict[str, str]:
 
 
 def _of_null(evaluated: Evaluated) -> list[Row]:
-    """Return what one subject's permutations found."""
+    """Return what one subject's permutations found, which are of the strict protocol."""
+    if "strict" not in evaluated.scores:
+        return []
     measured = evaluated.measured
     return significance_rows(
         evaluated.null, subject=measured.subject, families=measured.families, n_images=measured.n_images
     )
 
 
-def _similarity(command: Evaluate, entrants: LineUp, evaluated: list[Evaluated]) -> list[dict[str, list[RsaScore]]]:
+def _similarity(
+    command: Evaluate,
+    entrants: LineUp,
+    evaluated: list[Evaluated],
+    published: tuple[PublishedRdms, np.ndarray] | None,
+    console: Console,
+) -> list[dict[str, list[RsaScore]]]:
     """Return each subject's representational similarity by system: to its own repeats, and to published RDMs."""
     options: dict[str, Any] = {"n_bootstraps": command.bootstraps}
-    found = []
+    found: list[dict[str, list[RsaScore]]] = []
     for of in evaluated if command.rsa else ():
         rng = np.random.default_rng(command.seed)
-        found.append({label: list(rsa(p, of.measured, rng=rng, **options)) for label, p in of.predictions.items()})
-    if command.rdms is not None:
-        published = read_rdms(command.rdms)
-        rows = published.rows(entrants.split)
+        try:
+            found.append({label: list(rsa(p, of.measured, rng=rng, **options)) for label, p in of.predictions.items()})
+        except ValueError as error:  # of these patterns there are no dissimilarities; the scores stand all the same
+            console.print(f"{of.subject}: no representational similarity: {error}")
+    if command.rdms is not None and published is not None:
+        rdms, rows = published
         for subject in entrants.subjects:
             rng = np.random.default_rng(command.seed)
             about = {"subject": subject, "roi": command.rdms.stem, "rng": rng} | options
             predicted = entrants.predict(subject, rows)
-            found.append({name: [compare_rdms(rdm(p), published.rdms, **about)] for name, p in predicted.items()})
+            found.append({name: [compare_rdms(rdm(p), rdms.rdms, **about)] for name, p in predicted.items()})
     return found
 
 

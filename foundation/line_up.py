@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 
 from data.embedded import embedded_phantom
 from data.splits import Split, split_of
@@ -63,37 +63,36 @@ class LineUp:
         """Return what each model predicts of a subject for the images in the store's `rows`."""
         return {label: model_prediction(of.model, of.tokens, subject, rows) for label, of in self.systems.items()}
 
-    def picked_on_test(self, label: str, *, tell: Callable[[str], None]) -> dict[str, System]:
+    def picked_on_test(self, label: str) -> tuple[dict[str, System], str]:
         """Return, under `label` and `PICKED`, the checkpoint of a model's run that is best on the test images.
 
         As ``chasm-legacy`` has it: by pattern r against repeat means, averaged over subjects, the model itself among
-        them. Empty where the run isn't here or kept no checkpoint.
+        them. Empty where the run isn't here or kept no checkpoint. Beside it, what a reader has to know of the choice.
         """
         named = self.models[label]
         kept = [] if named.run is None else checkpoints(named.run)
         if not kept:
-            tell(f"{label}: no checkpoint is picked on the test images, for its run kept none (--keep-checkpoints N)")
-            return {}
+            why = "its run isn't in this home" if named.run is None else "its run kept none (--keep-checkpoints N)"
+            return {}, f"{label}: no checkpoint is picked on the test images, for {why}"
         tokens = self.store.tokens(named.encoder)
-        best, best_r, which = named.model, self._legacy_r(System(model=named.model, tokens=tokens)), "the model itself"
-        for directory in kept:
-            model, _ = load_model(directory)
-            r = self._legacy_r(System(model=model, tokens=tokens))
-            if r > best_r:
-                best, best_r, which = model, r, directory.name
-        tell(f"{label}: of {len(kept)} checkpoints and the model itself, chasm-legacy picks {which} on the test images")
-        return {f"{label}{PICKED}": System(model=best, tokens=tokens)}
+        candidates = [("the model itself", named.model)]
+        candidates += [(directory.name, load_model(directory)[0]) for directory in kept]
+        total = np.zeros(len(candidates))
+        for name in self.subjects:
+            total += self._legacy_r(name, [System(model=model, tokens=tokens) for _, model in candidates])
+        which, best = candidates[int(np.argmax(total))]
+        told = f"{label}: of {len(kept)} checkpoints and the model itself, {which} is picked on the test images"
+        return {f"{label}{PICKED}": System(model=best, tokens=tokens)}, told
 
-    def _legacy_r(self, system: System) -> float:
-        """Return the pattern r that is averaged over subjects."""
-        return float(np.mean([self._legacy_r_of(system, name) for name in self.subjects]))
-
-    def _legacy_r_of(self, system: System, name: str) -> float:
-        subject = self.store.subject(name)
-        measured, rows = measured_test(subject, self.split, part=self.course.part)
-        of_legacy, unit = measured_legacy(subject, self.split, measured, part=self.course.part)
-        predicted = unit.converted(model_prediction(system.model, system.tokens, name, rows))
-        return float(np.nanmean(patternwise_r(predicted, of_legacy.mean)))
+    def _legacy_r(self, name: str, systems: Sequence[System]) -> Float64[np.ndarray, " system"]:
+        """Return the mean pattern r on one subject's test images, as ``chasm-legacy`` prepares them."""
+        subject, course = self.store.subject(name), self.course
+        measured, rows = measured_test(
+            subject, self.split, n_sessions=course.n_sessions, preprocessing=course.preprocessing
+        )
+        of_legacy, unit = measured_legacy(subject, self.split, measured)
+        predicted = (unit.converted(model_prediction(of.model, of.tokens, name, rows)) for of in systems)
+        return np.array([np.nanmean(patternwise_r(p, of_legacy.mean)) for p in predicted])
 
 
 def line_up(
@@ -125,25 +124,35 @@ def line_up(
         If a name is unknown, the models have no subject in common, or the store isn't what a model was made from.
     """
     baselines = tuple(dict.fromkeys((*(name for name in names if name in BASELINES), *course.baselines)))
-    models = {named.label: named for named in (named_model(name) for name in names if name not in BASELINES)}
+    models = _models([name for name in names if name not in BASELINES])
+    if models and sessions is not None:
+        raise ValueError("--sessions is for baselines alone: beside models they learn from as many sessions as these")
     first = next(iter(models.values()), None)
     where = store or (embedded_phantom("tiny", tell=tell) if first is None else first.store)
     opened = PooledStore.open(where)
     split = split_of(opened)
     tokens = opened.tokens(encoder or (_only_encoder(opened) if first is None else first.encoder))
     chosen = _common_subjects(models, opened, subjects)
-    for named in models.values():
+    notes: list[str] = []
+    for label, named in models.items():
         named.check(opened, opened.tokens(named.encoder), split)
         for name in chosen:
-            images = check_images(opened, name, named.backbone, label=named.label)
+            images = check_images(opened, name, named.backbone, label=label)
             if images.startswith("not checked"):
-                tell(f"whether {named.label} was trained on test images of {name} is {images}")
-    notes: list[str] = []
+                notes.append(f"whether {label} was trained on test images of {name} is {images}")
     amounts = {label: named.n_sessions for label, named in models.items()}
     n_sessions = sessions if sessions is not None else _agreed(list(amounts.values()), None)
     if len(set(amounts.values())) > 1:
         told = ", ".join(f"{label} {'all' if n is None else n}" for label, n in amounts.items())
-        notes.append(f"systems learned from different numbers of sessions: {told}; baselines {n_sessions or 'all'}")
+        notes.append(f"models learned from different numbers of sessions: {told}")
+    if baselines:
+        learned = "all sessions" if n_sessions is None else f"the first {n_sessions} sessions"
+        notes.append(f"baselines learned from {tokens.name} tokens, {learned}")
+    others = {label: named.encoder for label, named in models.items() if named.encoder != tokens.name}
+    notes += [f"{label} learned from {name} tokens" for label, name in others.items() if baselines]
+    ways = {named.preprocessing.name for named in models.values()}
+    if len(ways) > 1:
+        notes.append(f"models were trained with different standardisation ({'; '.join(sorted(ways))})")
     preprocessing = _agreed([named.preprocessing for named in models.values()], course.preprocessing)
     return LineUp(
         models=models,
@@ -155,6 +164,18 @@ def line_up(
         course=replace(course, baselines=baselines, n_sessions=n_sessions, preprocessing=preprocessing),
         notes=tuple(notes),
     )
+
+
+def _models(names: Sequence[str]) -> dict[str, NamedModel]:
+    """Return the models by label; one whose label is taken is called by the name that it was given."""
+    found: dict[str, NamedModel] = {}
+    for name in names:
+        named = named_model(name)
+        label = named.label if named.label not in found else name
+        if label in found:
+            raise ValueError(f"{name!r} is named twice; name each model once")
+        found[label] = replace(named, label=label)
+    return found
 
 
 def _agreed(values: list[Value], otherwise: Value) -> Value:
@@ -169,6 +190,8 @@ def _common_subjects(models: dict[str, NamedModel], store: PooledStore, wanted: 
             named.chosen_subjects(tuple(chosen))
         return list(dict.fromkeys(chosen))
     if not models:
+        if not store.subjects:
+            raise ValueError(f"{store.path} has no subjects; import some with `python -m data import`")
         return store.subjects
     first, *others = models.values()
     chosen = [name for name in first.subjects if all(name in other.subjects for other in others)]

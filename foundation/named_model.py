@@ -72,6 +72,9 @@ class NamedModel:
             If something differs; a test image might then be one that the model learned from.
         """
         trouble = f"{self.label} can't be scored on {store.path}: "
+        known = self.lineage.get("preprocessing_digest")
+        if known not in (None, _FIRST_N.digest, Preprocessing().digest):
+            raise ValueError(f"{trouble}another version of manybrains standardised its trials; train it again")
         if tokens.digest != self.backbone["encoder_digest"]:
             raise ValueError(f"{trouble}its {tokens.name!r} tokens come from another encoder than the model learned")
         for name in self.subjects:
@@ -99,7 +102,8 @@ class NamedModel:
 
 
 def named_model(name: str) -> NamedModel:
-    """Load a model: ``NAME@ALIAS`` or ``NAME/VERSION`` of the registry, a run, a model directory or a bundle's file.
+    """Load a model: ``NAME@ALIAS`` or ``NAME/VERSION`` of the registry, a run (its name or directory), a model
+    directory or a bundle's file.
 
     A path is a file of `foundation.convert` or `foundation.registry export`, or a directory with a ``model.json``. A
     run's model is the one that was scored and registered, else its newest whole checkpoint.
@@ -118,6 +122,8 @@ def named_model(name: str) -> NamedModel:
         return _described(path.stem, model, lineage, bundle.model.description["made_from"])
     if (path / "model.json").is_file():
         return _of_directory(path)
+    if (path / "run.json").is_file():
+        return _of_run(path.resolve())
     if (runs_dir() / name / "run.json").is_file():
         return _of_run(runs_dir() / name)
     try:

@@ -107,7 +107,10 @@ def estimate_differences(a: SystemEstimates, b: SystemEstimates, target: Target)
             one, other = a.mean_r[roi, common], b.mean_r[roi, common]
             samples = one.samples - other.samples
             found[Key(roi, "voxel", "r")] = Estimate(
-                one.value - other.value, samples, one.n_voxels, p_value=bootstrap_p(samples)
+                one.value - other.value,
+                samples,
+                one.n_voxels,
+                p_value=bootstrap_p(samples, n_images=target.counts.shape[1]),
             )
         (r_a, error_a), (r_b, error_b) = a.per_image[roi], b.per_image[roi]
         if np.isfinite(r_a - r_b).any():

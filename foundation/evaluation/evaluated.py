@@ -103,6 +103,8 @@ def evaluate_subject(
         If the audit finds a leak, a baseline is unknown, or a model has a baseline's name.
     """
     check_names(systems, course.baselines)
+    if course.part != "test" and "chasm-legacy" in course.protocols:
+        raise ValueError(f"chasm-legacy is a protocol for test images; score {course.part} images under strict")
     name, seed = subject.name, course.seed
     measured, rows = measured_test(
         subject, split, n_sessions=course.n_sessions, preprocessing=course.preprocessing, part=course.part
@@ -118,7 +120,7 @@ def evaluate_subject(
     }
     unfitted = [label for label, of in systems.items() if of.model.adapter(name).noise_sd.isnan().any()]
     drawn = {}
-    if course.n_samples:
+    if course.n_samples and "strict" in course.protocols:
         drawn = {
             label: model_samples(of.model, of.tokens, name, rows, n=course.n_samples, seed=seed)
             for label, of in systems.items()
@@ -134,6 +136,7 @@ def evaluate_subject(
             n_bootstraps=course.n_bootstraps,
             rng=np.random.default_rng(seed),
             samples=drawn or None,
+            protocol="strict" if course.part == "test" else f"strict-{course.part}",
         )
         why = "n/a, the noise of its voxels hasn't been fitted; it is when training ends"
         missing = [f"{name}: samples of {label}: {why}" for label in unfitted if course.n_samples]

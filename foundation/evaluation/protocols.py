@@ -93,15 +93,18 @@ def steps_table(steps: Sequence[ProtocolStep]) -> Table:
     table = new_table(
         f"How much of a gap is protocol: {systems}",
         "r, and in () what the step alone changed; floor: r of the training images' mean, the same for every image. "
-        "Nothing about the model differs between the rows, but the last where a checkpoint was picked.",
+        "Nothing about the model differs between the rows, but the last where a checkpoint was picked. mean: over the "
+        "subjects that have every row.",
         left=("r ...",),
         right=(*subjects, *(["mean"] if len(subjects) > 1 else []), "floor"),
     )
+    whole = [s for s in subjects if all(step.r is not None for step in steps if step.subject == s)]
     for name in told:
         mine = [step for step in steps if step.step == name]
-        mean = [_cell(_mean([s.r for s in mine]), _mean([s.change for s in mine]))] if len(subjects) > 1 else []
+        averaged = [step for step in mine if step.subject in whole]
+        mean = [_cell(_mean([s.r for s in averaged]), _mean([s.change for s in averaged]))] if len(subjects) > 1 else []
         cells = [_cell(step.r, step.change) for step in mine]
-        table.add_row(name, *cells, *mean, _cell(_mean([s.floor for s in mine]), None))
+        table.add_row(name, *cells, *mean, _cell(_mean([s.floor for s in averaged or mine]), None))
     return table
 
 

@@ -22,7 +22,8 @@ def significance_rows(
         masks = {"all": np.ones(len(test.r), bool), **families}
         for roi, of_mean in test.mean_r.items():
             q = test.q[masks[roi]]
-            share = float((q <= FDR).mean()) if q.size else None
+            enough = 1 / (1 + len(of_mean.null)) <= FDR
+            share = float((q <= FDR).mean()) if q.size and enough else None
             p = None if np.isnan(of_mean.p_value) else of_mean.p_value
             for metric, value in (("p_permutation", p), ("share_fdr05", share)):
                 place = (system, subject, roi, "strict", "voxel", "mean", metric)
@@ -37,7 +38,8 @@ def significance_table(rows: list[Row], *, n_permutations: int) -> Table:
         "Predicted at all? Against predictions of other images",
         f"p of the mean voxel r, one-sided, by {n_permutations} permutations of the images (it can't be below "
         f"{1 / (1 + n_permutations):.2g}); share of voxels whose own r passes a false discovery rate of "
-        f"{FDR:.0%} (Benjamini-Hochberg over the subject's voxels).",
+        f"{FDR:.0%} (Benjamini-Hochberg over the subject's voxels; n/a where so few permutations can't reach it). "
+        "Against the mean of an image's repeats, protocol strict.",
         left=("subject", "system"),
         right=("p", *(f"voxels {roi}" for roi in rois)),
     )

@@ -43,8 +43,8 @@ WIDTH = 132
 """Columns that the table needs; print it to a console that is at least so wide."""
 _OF_ONE_ROI = re.compile(r"r2_ceiling, target \w+, roi (?!all:)")
 LEGACY_WARNING = (
-    "WARNING: chasm-legacy repeats a published protocol so that its numbers can be audited: z-scored over all trials, "
-    "checkpoint picked on the test images. Not comparable with strict."
+    "WARNING: chasm-legacy repeats a published protocol so that its numbers can be audited: z-scored over all trials; "
+    "a checkpoint is picked on the test images where the notes say so. Not comparable with strict."
 )
 
 

@@ -1,5 +1,6 @@
 """What runs keep of scores: headline metrics, every row as JSON, figures; and the baselines as runs of their own."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from foundation.evaluation.curve import curve_rows, write_curve
 from foundation.evaluation.figures import bars_per_roi, learning_curve, maps
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.score import CEILING, FLOORS, Measured, Row, Scores
-from foundation.evaluation.table import write_rows_csv, write_rows_json
+from foundation.evaluation.table import write_rows_csv, write_rows_json, write_whole
 from foundation.tracking.runs import TrackedRun, find_runs, quoted
 
 DATA_TAGS = (
@@ -38,19 +39,19 @@ def log_evaluation(
     run: TrackedRun,
     scores: Mapping[str, Scores],
     *,
-    system: str,
+    systems: Mapping[str, str],
     part: str = "test",
     steps: Sequence[ProtocolStep] = (),
     further: Sequence[Row] = (),
 ) -> None:
-    """Log an evaluation: the headline of `system`, and every row of every protocol.
+    """Log an evaluation: by protocol, the headline of one of `systems` and every row and note.
 
     Strict scores are logged as a training run's are; on other images than test ones their metrics begin with the
     part's name. Those of ``chasm-legacy`` begin with that, so that nobody compares them with strict ones by mistake.
     `further` rows, of permutations and folds, are kept in ``further-rows.json``.
     """
     for protocol, of_protocol in scores.items():
-        found = headline(of_protocol, system)
+        found = headline(of_protocol, systems[protocol])
         if protocol != "strict":
             found = {f"{protocol}/{key}": value for key, value in found.items()}
         if part != "test":
@@ -61,6 +62,7 @@ def log_evaluation(
             write_rows_json(of_protocol.rows, directory / f"scores{suffix}.json")
             write_rows_csv(of_protocol.rows, directory / f"scores{suffix}.csv")
             write_rows_json(of_protocol.comparisons, directory / f"comparisons{suffix}.json")
+            write_whole(json.dumps(of_protocol.notes, indent=1) + "\n", directory / f"notes{suffix}.json")
             bars_per_roi(of_protocol, directory / f"scores{suffix}.png")
     with _kept(run) as directory:
         for name, rows in (("protocol-steps", steps), ("further-rows", further)):

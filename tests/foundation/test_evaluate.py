@@ -108,13 +108,38 @@ def test_both_protocols_stand_side_by_side_and_the_gap_is_taken_apart(home, tmp_
 
 def test_the_checkpoint_that_legacy_picks_is_never_worse_on_the_test_images(home):
     entrants = line_up([RUN], course=Course(protocols=("chasm-legacy",), n_bootstraps=0), tell=silent)
-    picked = entrants.picked_on_test(RUN, tell=silent)
+    picked, told = entrants.picked_on_test(RUN)
+    assert "is picked on the test images" in told
     gains = []
     for subject in entrants.subjects:
         rows = entrants.evaluate(subject, picked=picked).scores["chasm-legacy"].rows
         r = {x.system: x.value for x in rows if (x.roi, x.axis, x.target, x.metric) == ("all", "pattern", "mean", "r")}
         gains.append(r[RUN + PICKED] - r[RUN])
     assert np.mean(gains) >= 0
+
+
+def test_models_of_one_label_are_told_apart(home, tmp_path, monkeypatch):
+    """A model that has another's label is called by the name that it was given; none is dropped."""
+    names = [str(tmp_path / side / "run" / "final") for side in ("a", "b")]
+    for name in names:
+        shutil.copytree(home / "runs" / RUN / "final", name)
+    out = tmp_path / "rows.json"
+    run(monkeypatch, *names, "--json", str(out), "--bootstraps", "0", "--samples", "0", "--baselines")
+    assert {row["system"] for row in rows_of(out)} == {"zero", "mean", "ceiling", "run/final", names[1]}
+
+
+def test_a_runs_directory_is_found_from_beside_it(home, monkeypatch):
+    monkeypatch.chdir(home / "runs")
+    assert named_model(f"./{RUN}/").label == RUN
+    monkeypatch.chdir(home)
+    assert named_model(f"runs/{RUN}").label == RUN
+
+
+def test_baselines_say_what_they_learned_from(home, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, RUN, "--bootstraps", "0", "--samples", "0", "--permutations", "10")
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"baselines learned from {ENCODER} tokens, all sessions" in told
+    assert "n/a where so few permutations can't reach it" in told
 
 
 def test_several_models_are_compared_on_the_same_resamples(home, tmp_path, monkeypatch):
@@ -195,9 +220,12 @@ def test_rdms_that_cannot_be_compared_are_refused(home, tmp_path, monkeypatch, c
     assert told in capsys.readouterr().err
 
 
-def test_other_images_than_test_ones_are_marked_as_such(home, monkeypatch, capsys):
-    run(monkeypatch, RUN, "--split", "validation", "--bootstraps", "0", "--samples", "0")
+def test_other_images_than_test_ones_are_marked_as_such(home, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "rows.json"
+    run(monkeypatch, RUN, "--split", "validation", "--bootstraps", "0", "--samples", "0", "--json", str(out))
     assert "scored on validation images" in " ".join(capsys.readouterr().out.split())
+    assert {row["protocol"] for row in rows_of(out, metric="r")} == {"strict-validation"}
+    assert any("scored on validation images" in note for note in json.loads(out.with_suffix(".notes.json").read_text()))
     newest = find_runs()[0]
     assert "validation/voxel_r" in newest.data.metrics
     assert not [key for key in newest.data.metrics if key.startswith("test/")]
@@ -213,9 +241,26 @@ def test_other_images_than_test_ones_are_marked_as_such(home, monkeypatch, capsy
         ((RUN, "--json", "/nowhere/rows.json"), "there is no directory /nowhere"),
         ((RUN, "--bootstraps", "-1"), "--bootstraps -1"),
         ((RUN, "--folds", "1"), "--folds 1 must be at least 2"),
+        ((RUN, RUN), "is named twice"),
+        ((RUN, "--sessions", "1"), "--sessions is for baselines alone"),
+        ((RUN, "--split", "train", "--protocol", "both"), "--protocol both is for test images"),
+        ((RUN, "--rdms", "/nowhere.npz"), "there is no file /nowhere.npz"),
         ((), "name a model"),
     ],
-    ids=["registry", "file", "subject", "baseline", "directory", "bootstraps", "folds", "nothing"],
+    ids=[
+        "registry",
+        "file",
+        "subject",
+        "baseline",
+        "directory",
+        "bootstraps",
+        "folds",
+        "twice",
+        "sessions",
+        "split",
+        "rdms",
+        "nothing",
+    ],
 )
 def test_what_cannot_be_scored_is_one_clear_line(home, monkeypatch, capsys, args, told):
     with pytest.raises(SystemExit):

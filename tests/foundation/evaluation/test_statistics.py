@@ -201,3 +201,15 @@ def test_the_expanded_interval_of_a_normal_mean_is_students():
     low, high = percentile_interval(normal)
     assert expected.low < low < high < expected.high
     assert percentile_interval(normal, n_images=1) == (low, high)
+
+
+@pytest.mark.parametrize("n_images", [10, 20, 60])
+def test_p_is_below_five_per_cent_where_the_interval_of_few_images_leaves_out_zero(n_images):
+    """For any place of zero; up to the one that is added to both counts."""
+    rng = np.random.default_rng(3)
+    samples = rng.standard_normal(20_000)
+    for shift in np.linspace(1.5, 3.5, 41):
+        low, _ = percentile_interval(samples + shift, n_images=n_images)
+        p = bootstrap_p(samples + shift, n_images=n_images)
+        assert (low > 0) == (p < 0.05) or abs(p - 0.05) < 2e-3
+    assert bootstrap_p(samples + 2.2, n_images=n_images) > bootstrap_p(samples + 2.2)
