@@ -16,7 +16,7 @@ from tyro.conf import arg
 
 from data.command_line import CommonOptions, Session, begin, progress_bar, run
 from data.splits import split_of
-from foundation.checkpoint import load_model
+from foundation.checkpoint import load_model, read_description
 from foundation.config import Recipe
 from foundation.evaluation.baselines import BASELINES
 from foundation.evaluation.compare import score_subject
@@ -91,8 +91,10 @@ def compare(command: Compare) -> None:
     ).ending() as tracked:
         scores = _scored(command, data, encoder, systems)
         print_scores(scores)
+        # Before anything is logged: a server that has gone away must not cost the files.
+        files = ScoreFiles(json=command.json, csv=command.csv)
+        files.write(scores.rows, scores.comparisons, scores.notes, tell=console.print)
         log_scores(tracked, scores, system=leading)
-    ScoreFiles(json=command.json, csv=command.csv).write(scores.rows, scores.comparisons, tell=console.print)
     console.print(f"the run compare-{data.store.name} is in {tracking_uri()}")
 
 
@@ -101,8 +103,13 @@ def _check(command: Compare) -> None:
     names = (*command.recipes, *command.scratch)
     if not names:
         raise ValueError("--recipes and --scratch name nothing to train; name one recipe at least, such as base")
-    for name in names:
-        recipe_named(name)
+    encoders = {name: command.encoder or recipe_named(name).data.encoder for name in names}
+    if len(set(encoders.values())) > 1:
+        told = ", ".join(f"{name} from {encoder}" for name, encoder in encoders.items())
+        raise ValueError(
+            f"the recipes learn from different tokens: {told}; compare those of one encoder, or give one for all, such "
+            f"as --encoder {encoders[names[0]]}"
+        )
     check_names((), command.baselines)
     if command.bootstraps < 0:
         raise ValueError(f"--bootstraps {command.bootstraps} must be at least 0")
@@ -129,7 +136,8 @@ def trained(recipe: Recipe, data: Opened, *, tell: Callable[[str], None]) -> Pat
     """
     who, digest = list(recipe.data.subjects), data.store.digest(list(recipe.data.subjects), recipe.data.encoder)
     if found := finished_runs(recipe, digest):
-        tell(f"{recipe.name} on {', '.join(who)}: run {found[0].name}, finished before")
+        told = f"{recipe.name} on {', '.join(who)}: run {found[0].name}, finished before"
+        tell("; ".join([told, *other_code(found[0] / FINAL)]))
         return found[0]
     words = [recipe.name, "--store", str(recipe.data.store), "--subjects", *who, "--encoder", recipe.data.encoder]
     words += [] if recipe.data.sessions is None else ["--sessions", str(recipe.data.sessions)]
@@ -142,6 +150,12 @@ def trained(recipe: Recipe, data: Opened, *, tell: Callable[[str], None]) -> Pat
     if code or not found:
         raise ValueError(f"pretraining {recipe.name} on {', '.join(who)} ended with code {code}; its output tells why")
     return found[0]
+
+
+def other_code(directory: Path) -> list[str]:
+    """Return a remark where another version of our code than this one trained the model in `directory`, else none."""
+    by, this = read_description(directory)["made_from"].get("code_version", "an unknown version"), code_version()
+    return [] if by == this else [f"trained by {by}, this is {this}"]
 
 
 def _run_child(words: list[str]) -> int:
@@ -175,7 +189,8 @@ def _scored(command: Compare, data: Opened, encoder: str, systems: dict[str, dic
                 seed=command.seed,
                 n_bootstraps=command.bootstraps,
             )
-            found.append(scores)
+            old = [f"{subject}: {label}: {of}" for label, path in of_subject.items() for of in other_code(path)]
+            found.append(replace(scores, notes=(*scores.notes, *old)))
             bar.advance(task)
     return merge_scores(found)
 

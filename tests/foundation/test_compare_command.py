@@ -130,6 +130,49 @@ def test_what_is_wrong_is_refused_before_anything_is_trained(call, children, wor
     assert children == []
 
 
+def test_recipes_of_several_encoders_are_refused_before_anything_is_trained(call, children, tiny_store, monkeypatch):
+    other = replace(RECIPES["tiny-gru"].data, encoder="another")
+    monkeypatch.setitem(RECIPES, "tiny-gru", replace(RECIPES["tiny-gru"], data=other))
+    words = ["--store", str(tiny_store), "--subjects", "5", "--baselines", "ridge", "--bootstraps", "0"]
+    for recipes in (["--recipes", "tiny", "tiny-gru"], ["--recipes", "tiny", "--scratch", "tiny-gru"]):
+        ended = call(*words, *recipes)
+        assert (ended.code, children) == (1, [])
+        told = " ".join(ended.err.split())
+        assert f"different tokens: tiny from {ENCODER}, tiny-gru from another" in told
+        assert f"--encoder {ENCODER}" in told
+    assert call(*words, "--recipes", "tiny", "tiny-gru", "--encoder", ENCODER).code == 0
+    assert [child[0] for child in children] == ["tiny", "tiny-gru"]
+
+
+def test_a_run_of_another_version_of_the_code_is_told_and_noted(call, children, tiny_store, monkeypatch, tmp_path):
+    words = ["--store", str(tiny_store), "--subjects", "5", "--recipes", "tiny", "--baselines", "ridge"]
+    words += ["--bootstraps", "0", "--json", str(tmp_path / "table.json")]
+    first = call(*words)
+    by = compare.code_version()
+    assert "trained by" not in first.out
+    monkeypatch.setattr(compare, "code_version", lambda: "9.9+later")
+    again = call(*words)
+    remark = f"trained by {by}, this is 9.9+later"
+    assert f"finished before; {remark}" in again.out
+    assert f"subj05: tiny: {remark}" in " ".join(again.out.split())
+    assert len(children) == 1
+
+
+def test_the_files_are_there_when_the_server_goes_away_before_scores_are_logged(
+    call, children, tiny_store, monkeypatch, tmp_path
+):
+    def gone(*_, **__) -> None:
+        raise ValueError("the tracking server does not answer")
+
+    monkeypatch.setattr(compare, "log_scores", gone)
+    words = ["--store", str(tiny_store), "--subjects", "5", "--recipes", "tiny", "--baselines", "ridge"]
+    table, sheet = tmp_path / "table.json", tmp_path / "table.csv"
+    ended = call(*words, "--bootstraps", "0", "--json", str(table), "--csv", str(sheet))
+    assert (ended.code, "does not answer" in ended.err) == (1, True)
+    assert {row["system"] for row in rows(table)} >= {"tiny", "ridge"}
+    assert sheet.exists()
+
+
 @pytest.mark.slow
 def test_a_real_pretraining_runs_in_a_process_of_its_own(call, tiny_store, tmp_path):
     table = tmp_path / "table.json"

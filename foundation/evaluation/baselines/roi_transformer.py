@@ -117,16 +117,14 @@ def roi_transformer(
     """Train on nine tenths of the training images, and predict the images `rows`.
 
     The remaining tenth chooses the learning rate, the weight decay and when to stop, so that nothing else of the
-    subject is seen. The tokens of all images are held in half precision.
+    subject is seen. The tokens of all images are held once, in half precision.
     """
     held = image_folds(train.image, n_folds=min(10, len(train)), seed=seed) == 0
-    fit = _pooled(tokens, train.image[~held])
-    mean = fit.mean((0, 2), dtype=np.float64, keepdims=True).astype(np.float32)
-    scale = np.maximum(fit.std((0, 2), dtype=np.float64, keepdims=True), 1e-3).astype(np.float32)
-    fit, check, new = (
-        torch.from_numpy(((x - mean) / scale).astype(np.float16))
-        for x in (fit, _pooled(tokens, train.image[held]), _pooled(tokens, rows))
-    )
+    parts = [_pooled(tokens, images) for images in (train.image[~held], train.image[held], rows)]
+    mean, scale = _mean_and_sd(parts[0])
+    for patch in parts:
+        _standardise(patch, mean, scale)
+    fit, check, new = map(torch.from_numpy, parts)
     level = train.responses[~held].mean(0)
     wanted, wanted_check = (torch.from_numpy(train.responses[which] - level) for which in (~held, held))
     best: tuple[float, Tensor | None] = (np.inf, None)
@@ -152,6 +150,28 @@ def _pooled(tokens: TokenReader, rows: np.ndarray) -> Float16[np.ndarray, "image
         patches = tokens.read(rows[start : start + _READ])[1]
         out[start : start + _READ] = patches if n_cells == side else weights @ patches.astype(np.float32)
     return out
+
+
+def _mean_and_sd(
+    patch: Float16[np.ndarray, "image depth place token"],
+) -> tuple[Float32[np.ndarray, "1 depth 1 token"], Float32[np.ndarray, "1 depth 1 token"]]:
+    """Return mean and SD (1e-3 at least) over images and places, of `_READ` images at a time."""
+    blocks = [patch[start : start + _READ] for start in range(0, len(patch), _READ)]
+    n = patch.shape[0] * patch.shape[2]
+    mean = (sum(x.sum((0, 2), dtype=np.float64, keepdims=True) for x in blocks) / n).astype(np.float32)
+    squares = sum(np.square(x - mean).sum((0, 2), dtype=np.float64, keepdims=True) for x in blocks)
+    return mean, np.maximum(np.sqrt(squares / n), 1e-3).astype(np.float32)
+
+
+def _standardise(
+    patch: Float16[np.ndarray, "image depth place token"],
+    mean: Float32[np.ndarray, "1 depth 1 token"],
+    scale: Float32[np.ndarray, "1 depth 1 token"],
+) -> None:
+    """Standardise in place, `_READ` images at a time: the tokens may fill the memory, and have no room for a copy."""
+    for start in range(0, len(patch), _READ):
+        block = patch[start : start + _READ]
+        block[:] = (block - mean) / scale
 
 
 def _train(

@@ -1,6 +1,7 @@
 """Baselines' predictions are fitted once: what is kept is the fresh one, and nothing else is taken for it."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,43 @@ def test_whatever_decides_the_numbers_makes_an_entry_of_its_own(store, fits, mon
     monkeypatch.setattr(kept_module, "VERSION", kept_module.VERSION + 1)
     ask(store)
     assert len(fits) == len(files()) == len(changes) + 1
+
+
+@pytest.mark.parametrize("package", ["torch", "himalaya", "numpy", "scikit-learn"])
+def test_another_version_of_what_computes_it_makes_an_entry_of_its_own(store, fits, monkeypatch, package):
+    installed = kept_module.version
+    ask(store)
+    monkeypatch.setattr(kept_module, "version", lambda name: "99" if name == package else installed(name))
+    ask(store)
+    assert len(fits) == len(files()) == 2
+
+
+def test_only_the_baseline_that_looks_at_rois_is_fitted_anew_for_others(store, fits, monkeypatch):
+    for name in BASELINES:
+        ask(store, name)
+    monkeypatch.setattr(kept_module, "rois_of", lambda subject: np.zeros(subject.n_voxels, np.int64))
+    for name in BASELINES:
+        ask(store, name)
+    assert fits == [*BASELINES, "roi-transformer"]
+
+
+def test_a_prediction_beyond_the_limit_of_an_entry_is_given_and_not_kept(home, monkeypatch):
+    values = np.ones((2, 3), np.float32)
+    for limit, there in ((values.nbytes - 1, False), (values.nbytes, True)):
+        monkeypatch.setattr(kept_module, "ENTRY_BYTES", limit)
+        assert kept(home / "entry.npy", lambda: values) is values
+        assert (home / "entry.npy").exists() == there
+
+
+def test_of_a_full_cache_the_entries_used_longest_ago_are_removed(home, monkeypatch):
+    paths = [home / "cache" / f"{name}.npy" for name in "abcd"]
+    for age, path in zip((30, 20, 10), paths, strict=False):
+        kept(path, lambda: np.ones(100, np.float32))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(kept_module, "CACHE_BYTES", 3 * paths[0].stat().st_size)
+    kept(paths[0], lambda: np.zeros(100, np.float32))  # the oldest is used again
+    kept(paths[3], lambda: np.ones(100, np.float32))
+    assert sorted(paths[0].parent.iterdir()) == [paths[0], paths[2], paths[3]]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

@@ -1,5 +1,6 @@
 """The transformer of ROI queries: where it looks, what it is trained on, and which voxels share a query."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,39 @@ def test_a_finer_grid_is_averaged_to_eight_cells_a_side(tmp_path: Path):
     expected = patch.astype(np.float32).reshape(2, 1, 8, 2, 8, 2, 3).mean((3, 5)).reshape(2, 1, 64, 3)
     found = module._pooled(store.tokens("noise"), np.array([1, 0]))
     np.testing.assert_allclose(found, expected[::-1], atol=2e-3)
+
+
+def test_tokens_are_held_once_and_standardised_as_by_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng, n, shape = np.random.default_rng(0), 600, (2, 36, 64)
+    store = PooledStore.create(tmp_path / "store.zarr", name="wide")
+    store.add_images(ImageBlock(ids=[f"image{i:03d}" for i in range(n)], roles=["train"] * n))
+    store.begin_tokens("noise", {"kind": "noise", "depths": [1, 2], "seed": 0})
+    patch = (5 + 3 * rng.standard_normal((n, *shape))).astype(np.float16)
+    store.write_tokens("noise", "0000", [{"cls": patch[:, :, 0], "patch": patch}])
+    train = Samples(
+        subject="subj01",
+        image=np.arange(500),
+        responses=np.zeros((500, 2), np.float32),
+        n_repeats=np.ones(500, np.float32),
+    )
+    tokens, found = store.tokens("noise"), {}
+
+    def spy(model, fit, wanted, check, wanted_check, **_) -> float:
+        found.update(fit=fit, check=check)
+        return 1.0
+
+    monkeypatch.setattr(module, "_train", spy)
+    monkeypatch.setattr(module, "_READ", 16)
+    tracemalloc.start()
+    try:
+        roi_transformer(tokens, train, np.arange(500, n), roi=np.zeros(2, np.int64), seed=0, settings=QUICK)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * patch.nbytes
+
+    held = image_folds(train.image, n_folds=10, seed=0) == 0
+    seen = patch[:500].astype(np.float64)
+    mean, sd = (of(seen[~held], axis=(0, 2), keepdims=True) for of in (np.mean, np.std))
+    for name, rows in (("fit", ~held), ("check", held)):
+        np.testing.assert_allclose(found[name].numpy(), (seen[rows] - mean) / sd, rtol=1e-3, atol=1e-5)
