@@ -21,12 +21,13 @@ from foundation.evaluation.ablation import ablate, write_ablation
 from foundation.evaluation.ablation_table import print_ablation, print_partition
 from foundation.evaluation.area_losses import Ablation, merged
 from foundation.evaluation.figures.ablation import ablation_figure
-from foundation.evaluation.interventions import Branch
+from foundation.evaluation.interventions import BRANCHES, Branch
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.partition import Partition, partition_subject
 from foundation.evaluation.specialisation import bootstraps_needed, findings, sentences
 from foundation.model.encoding_model import EncodingModel
 from foundation.named_model import NamedModel, named_model
+from foundation.score_files import ScoreFiles
 from foundation.tracking.runs import TrackedRun
 
 PROGRAM = "python -m foundation.ablate"
@@ -64,16 +65,18 @@ class Ablate:
 def ablate_model(command: Ablate) -> None:
     """Run the command."""
     begin(command.session)
+    ScoreFiles(json=command.json, csv=None).check()
     torch.set_num_threads(1)
     named = named_model(command.model)
     store = PooledStore.open(command.store or named.store)
     tokens, split = store.tokens(named.encoder), split_of(store)
     named.check(store, tokens, split)
     chosen = named.chosen_subjects(command.subjects)
-    needed = bootstraps_needed(len(chosen))
+    n_tests = len(BRANCHES) * len(chosen)
+    needed = bootstraps_needed(n_tests)
     if command.bootstraps < needed:
         raise ValueError(
-            f"--bootstraps {command.bootstraps} can't tell {2 * len(chosen)} tests from chance; at least {needed} "
+            f"--bootstraps {command.bootstraps} can't tell {n_tests} tests from chance; at least {needed:.0f} "
             f"are needed for {len(chosen)} subjects"
         )
     without = _without(command, chosen, named, store, tokens, split)
@@ -95,7 +98,7 @@ def ablate_model(command: Ablate) -> None:
     parts: dict[str, Partition] = {}
     if command.partition:
         parts = {s: _partition(command, named, store, tokens, split, s) for s in chosen}
-    said = sentences(findings(ablation.differentials))
+    said = sentences(findings(ablation.differentials), looked_at=(len(chosen), len(named.subjects)))
     print_ablation(ablation, said)
     if parts:
         print_partition(parts.values())
@@ -117,8 +120,12 @@ def _without(
             continue
         other = named_model(name)
         option = f"--without-{branch}"
-        if branch in other.model.config.streams:
-            raise ValueError(f"{option} {name}: this model has a {branch} stream; name one that was trained without it")
+        with_tokens = {branch, "joint"} & set(other.model.config.streams)  # a joint stream reads the tokens of both
+        if with_tokens:
+            raise ValueError(
+                f"{option} {name}: this model has a {with_tokens.pop()} stream, which reads {branch} tokens; name one "
+                "that was trained without them"
+            )
         other.check(store, tokens, split)
         missing = [s for s in subjects if s not in other.model.subjects]
         if missing:

@@ -26,7 +26,7 @@ from data.preprocess import Preprocessing
 from data.splits import Split
 from data.store import SubjectStore, TokenReader
 from foundation.evaluation.area_losses import Ablation, Losses, ResampledR, merged
-from foundation.evaluation.interventions import Branch, Intervention, interventions, swapped_inputs
+from foundation.evaluation.interventions import Branch, Intervention, Removed, interventions, swapped_inputs
 from foundation.evaluation.measured import measured_test
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.model.dual_stream import Streams, concatenated
@@ -79,7 +79,9 @@ def ablate(
             decoded = model.decode(streams, {subject.name: slice(0, len(streams))})
         return decoded.subjects[subject.name].voxel.cpu().numpy()
 
-    found = ablate_network(network, stream_outputs(model, tokens, subject.name, rows), losses, n_draws, generator)
+    found, removed = ablate_network(
+        network, stream_outputs(model, tokens, subject.name, rows), losses, n_draws, generator
+    )
     swapped = network(stream_outputs(model, tokens, subject.name, rows, swapped=True))
     found["both", "swapped inputs"] = losses.mean_r([swapped])
     intact = found.pop(("", ""))
@@ -88,7 +90,7 @@ def ablate(
         f"{subject.name}: the closed-form path bypasses the streams and is left out; "
         f"the network's mean share of a prediction is {share:.2f}"
     ]
-    told = losses.told(intact, found)
+    told = losses.told(intact, found, removed=removed)
     if without:
         whole = losses.mean_r([model_prediction(model, tokens, subject.name, rows)])
         retrained = {
@@ -108,8 +110,8 @@ def ablate_network(
     losses: Losses,
     n_draws: int,
     generator: torch.Generator,
-) -> dict[tuple[str, str], ResampledR]:
-    """Return r under each intervention, by branch and intervention, and intact under ``("", "")``.
+) -> tuple[dict[tuple[str, str], ResampledR], dict[str, Removed]]:
+    """Return r under each intervention, by branch and intervention, and intact under ``("", "")``; what control takes.
 
     Parameters
     ----------
@@ -120,10 +122,9 @@ def ablate_network(
     def under(several: Sequence[Intervention]) -> ResampledR:
         return losses.mean_r(network(intervene(streams)) for intervene in several)
 
-    found = {("", ""): losses.mean_r([network(streams)])}
-    return found | {
-        name: under(several) for name, several in interventions(streams, n_draws=n_draws, generator=generator).items()
-    }
+    done = interventions(streams, n_draws=n_draws, generator=generator)
+    intact = {("", ""): losses.mean_r([network(streams)])}
+    return intact | {name: under(several) for name, several in done.by_name.items()}, done.removed
 
 
 def stream_outputs(

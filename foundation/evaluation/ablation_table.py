@@ -20,7 +20,7 @@ LOSS_LEGEND = (
 DIFFERENCE_LEGEND = (
     "Loss of early less loss of higher areas. [ ]: 95 % bootstrap interval over images and parcels of neighbouring "
     "voxels. shares: the same of losses as shares of the intact r. beyond control: less the difference that the random "
-    "subspace makes. p: two-sided, of one comparison; the sentences adjust for all of them."
+    "subspace makes. –: n/a, see the notes. p: two-sided, of one comparison; the sentences adjust for all of them."
 )
 PARTITION_LEGEND = (
     "Share of the variance of test images' mean responses that ridge models on frozen features explain, averaged over "

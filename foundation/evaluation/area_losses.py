@@ -13,7 +13,10 @@ Choices:
 - The interval of a loss is over test images, its voxels being what they are. A difference between areas is said of
   areas, of which the voxels are a sample: two sets of voxels drawn from one area differ, and images alone would find
   that difference real. So differences are resampled over images and, at once, over parcels of neighbouring voxels
-  (Owen 2007: intervals err on the long side); a parcel takes its early and its higher voxels along.
+  (Owen 2007); a parcel takes its early and its higher voxels along. Resamples of a few parcels spread too little, so
+  intervals and p are expanded for the smallest sample: the images, or the parcels of the smaller area.
+- A share is a ratio, and its resamples explode where the intact r comes near 0; their mean is then no place to centre
+  them at. So they take plain percentiles, and shares are n/a where the interval of an area's intact r touches 0.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from foundation.evaluation.interventions import CONTROL
+from foundation.evaluation.interventions import CONTROL, Removed
 from foundation.evaluation.score import FAMILIES, Measured
 from foundation.evaluation.statistics import (
     bootstrap_p,
@@ -38,6 +41,8 @@ from foundation.evaluation.statistics import (
 
 MIN_PARCELS = 5
 """Fewest parcels that an area has to lie in; fewer say too little of how voxels vary."""
+_COMPARED = ("early", "higher")
+_TESTED = ("low", "high", "p_value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,12 @@ class Differential:
     versus_low: float | None
     versus_high: float | None
     versus_p_value: float | None
+    n_units: int | None = None
+    """What is resampled and scarcest: images, or parcels of the smaller area."""
+    n_resamples: int | None = None
+    n_removed: int | None = None
+    """Directions that the control takes, of `n_directions`."""
+    n_directions: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +170,28 @@ class Losses:
         summed = bootstrap_voxelwise(lambda r: (self._member @ np.nan_to_num(r).T).T, moments, self._counts)
         return summed.reshape(len(self._counts), *self._n_voxels.shape)
 
-    def told(self, intact: ResampledR, found: Mapping[tuple[str, str], ResampledR]) -> Ablation:
-        """Return rows and differentials of interventions, by branch and name."""
+    def told(
+        self,
+        intact: ResampledR,
+        found: Mapping[tuple[str, str], ResampledR],
+        *,
+        removed: Mapping[str, Removed] | None = None,
+    ) -> Ablation:
+        """Return rows and differentials of interventions.
+
+        Parameters
+        ----------
+        found
+            By branch and name.
+        removed
+            What the control takes, by branch; it is noted.
+        """
+        removed = removed or {}
+        notes = tuple(
+            f"{self.measured.subject}: the {CONTROL} that is matched to {branch} takes {taken.n} of {taken.n_all} "
+            "directions"
+            for branch, taken in removed.items()
+        )
         rows = [
             self._row(branch, name, k, intact, under)
             for (branch, name), under in found.items()
@@ -169,33 +200,60 @@ class Losses:
         reason = self._no_difference()
         if reason is not None:
             note = f"{self.measured.subject}: early against higher n/a, {reason}"
-            return Ablation(rows=tuple(rows), notes=(note,))
-        early, higher = (list(self.regions).index(name) for name in ("early", "higher"))
-
-        def difference(under: ResampledR) -> tuple[np.ndarray, np.ndarray]:
-            loss = (intact.over_both - under.over_both)[:, [early, higher]]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = loss / intact.over_both[:, [early, higher]]
-            return loss[:, 0] - loss[:, 1], share[:, 0] - share[:, 1]
-
-        differentials = []
-        for (branch, name), under in found.items():
-            plain, share = difference(under)
-            versus: dict[str, float | None] = dict.fromkeys(("control", "low", "high", "p_value"))
-            if name != CONTROL and (branch, CONTROL) in found:
-                control = found[branch, CONTROL]
-                versus = _tested(plain - difference(control)[0], "control")
-            differentials.append(
-                Differential(
-                    subject=self.measured.subject,
-                    branch=branch,
-                    intervention=name,
-                    **_tested(plain, "difference"),  # pyright: ignore[reportArgumentType]
-                    **{f"share_{key}": value for key, value in _tested(share, "difference").items()},
-                    **{f"versus_{key}": value for key, value in versus.items()},
-                )
+            return Ablation(rows=tuple(rows), notes=(*notes, note))
+        unclear = self._unclear(intact)
+        if unclear:
+            names = " and ".join(unclear)
+            notes += (f"{self.measured.subject}: shares n/a, the intact r of {names} areas isn't clear of 0",)
+        differentials = tuple(
+            self._differential(
+                branch,
+                name,
+                intact,
+                under,
+                control=found.get((branch, CONTROL)) if name != CONTROL else None,
+                removed=removed.get(branch),
+                with_shares=not unclear,
             )
-        return Ablation(rows=tuple(rows), differentials=tuple(differentials))
+            for (branch, name), under in found.items()
+        )
+        return Ablation(rows=tuple(rows), differentials=differentials, notes=notes)
+
+    def _differential(
+        self,
+        branch: str,
+        name: str,
+        intact: ResampledR,
+        under: ResampledR,
+        *,
+        control: ResampledR | None,
+        removed: Removed | None,
+        with_shares: bool,
+    ) -> Differential:
+        whole = intact.over_both[:, self._areas]
+
+        def loss(of: ResampledR) -> Float[np.ndarray, "resample area"]:
+            return whole - of.over_both[:, self._areas]
+
+        plain = _difference(loss(under))
+        share: dict[str, float | None] = dict.fromkeys(("difference", *_TESTED))
+        if with_shares:
+            share = _tested(_difference(loss(under) / whole), "difference", n_units=self.n_units)
+        versus: dict[str, float | None] = dict.fromkeys(("control", *_TESTED))
+        if control is not None:
+            versus = _tested(_centred(plain - _difference(loss(control))), "control", n_units=self.n_units)
+        return Differential(
+            subject=self.measured.subject,
+            branch=branch,
+            intervention=name,
+            **_tested(_centred(plain), "difference", n_units=self.n_units),  # pyright: ignore[reportArgumentType]
+            **{f"share_{key}": value for key, value in share.items()},
+            **{f"versus_{key}": value for key, value in versus.items()},
+            n_units=self.n_units,
+            n_resamples=len(plain) - 1,
+            n_removed=None if removed is None else removed.n,
+            n_directions=None if removed is None else removed.n_all,
+        )
 
     def _row(self, branch: str, name: str, k: int, intact: ResampledR, under: ResampledR) -> AblationRow:
         loss = (intact.over_images - under.over_images)[:, k]
@@ -216,10 +274,10 @@ class Losses:
         )
 
     def _no_difference(self) -> str | None:
-        for name in ("early", "higher"):
+        for name in _COMPARED:
             if name not in self.regions:
                 return f"no labels of {name} areas"
-            n_parcels = int((self._n_voxels[:, list(self.regions).index(name)] > 0).sum())
+            n_parcels = self._n_parcels(name)
             if n_parcels < MIN_PARCELS:
                 return (
                     f"{name} voxels lie in {n_parcels} of the model's parcels, at least {MIN_PARCELS} are needed; "
@@ -227,14 +285,37 @@ class Losses:
                 )
         return None
 
+    @property
+    def n_units(self) -> int:
+        """What is resampled and scarcest: images, or parcels of the smaller of the areas compared."""
+        return min(self.measured.n_images, *map(self._n_parcels, _COMPARED))
 
-def _tested(samples: Float[np.ndarray, " resample"], name: str) -> dict[str, float | None]:
-    """Return the first value under `name`, and interval and p of the others."""
-    value = float(samples[0])
-    centred = centre(samples[1:], value)
-    low, high = percentile_interval(centred)
-    numbers = {name: value, "low": low, "high": high, "p_value": bootstrap_p(centred)}
-    return {key: _null(number) for key, number in numbers.items()}
+    @property
+    def _areas(self) -> list[int]:
+        return [list(self.regions).index(name) for name in _COMPARED]
+
+    def _unclear(self, intact: ResampledR) -> list[str]:
+        """Return the areas of which shares say nothing: the interval of the intact r touches 0."""
+        of_areas = zip(_COMPARED, intact.over_both[:, self._areas].T, strict=True)
+        return [name for name, r in of_areas if not percentile_interval(_centred(r)[1:], n_images=self.n_units)[0] > 0]
+
+    def _n_parcels(self, name: str) -> int:
+        return int((self._n_voxels[:, list(self.regions).index(name)] > 0).sum())
+
+
+def _tested(samples: Float[np.ndarray, " resample"], name: str, *, n_units: int) -> dict[str, float | None]:
+    """Return the first value under `name`, and interval and p of the others, resamples of `n_units`."""
+    low, high = percentile_interval(samples[1:], n_images=n_units)
+    numbers = (float(samples[0]), low, high, bootstrap_p(samples[1:], n_images=n_units))
+    return {key: _null(number) for key, number in zip((name, *_TESTED), numbers, strict=True)}
+
+
+def _centred(samples: Float[np.ndarray, " resample"]) -> Float[np.ndarray, " resample"]:
+    return np.append(samples[:1], centre(samples[1:], float(samples[0])))
+
+
+def _difference(of_areas: Float[np.ndarray, "resample area"]) -> Float[np.ndarray, " resample"]:
+    return of_areas[:, 0] - of_areas[:, 1]
 
 
 def _null(value: float) -> float | None:

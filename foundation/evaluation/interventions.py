@@ -7,7 +7,7 @@ both branches whose removal changes them as much. The gate is left as the intact
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,26 @@ Branch = Literal["cls", "patch"]
 CONTROL = "random subspace"
 BRANCHES: tuple[Branch, ...] = ("cls", "patch")
 Intervention = Callable[[Streams], Streams]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """Directions that the random subspace takes to change the streams as much as a branch does."""
+
+    n: int
+    """The mean over draws, rounded."""
+    n_all: int
+    """All there are: both branches' channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interventions:
+    """All that is done to the branches of some streams."""
+
+    by_name: dict[tuple[str, str], list[Intervention]]
+    """By branch and name, a draw each."""
+    removed: dict[str, Removed]
+    """What the control takes, by branch."""
 
 
 def zeroed(branch: Branch) -> Intervention:
@@ -88,18 +108,17 @@ def mean_of(streams: Streams) -> Streams:
     )
 
 
-def interventions(
-    streams: Streams, *, n_draws: int, generator: torch.Generator
-) -> dict[tuple[str, str], list[Intervention]]:
-    """Return all that is done to a branch, by branch and name; what has chance in it `n_draws` times."""
+def interventions(streams: Streams, *, n_draws: int, generator: torch.Generator) -> Interventions:
+    """Return all that is done to a branch; what has chance in it `n_draws` times."""
     mean = mean_of(streams)
     found: dict[tuple[str, str], list[Intervention]] = {}
+    removed: dict[str, Removed] = {}
     for branch in BRANCHES:
         orders = [torch.randperm(len(streams), generator=generator) for _ in range(n_draws)]
         found[branch, "zero"] = [zeroed(branch)]
         found[branch, "mean"] = [averaged(branch, mean)]
         found[branch, "shuffled"] = [shuffled(branch, order.to(streams.cls.device)) for order in orders]
-        found[branch, CONTROL] = [
-            random_subspace(branch, streams, mean, generator=generator)[0] for _ in range(n_draws)
-        ]
-    return found
+        drawn = [random_subspace(branch, streams, mean, generator=generator) for _ in range(n_draws)]
+        found[branch, CONTROL] = [intervene for intervene, _ in drawn]
+        removed[branch] = Removed(n=round(sum(n for _, n in drawn) / n_draws), n_all=2 * streams.cls.shape[-1])
+    return Interventions(by_name=found, removed=removed)

@@ -1,6 +1,7 @@
 """The command: the planted specialisation is found, the planted absence isn't, and what can't be said is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,34 @@ def test_too_few_resamples_for_so_many_tests_are_refused(trained):
 def test_a_model_that_has_the_stream_is_none_that_was_trained_without_it(trained):
     with pytest.raises(ValueError, match="this model has a cls stream"):
         ablate_model(Ablate(model=str(trained), without_cls=str(trained)))
+
+
+def test_a_joint_stream_reads_the_tokens_of_both_and_is_trained_without_neither(trained, tmp_path):
+    recipe = tiny_recipe(trained.parents[1] / "tiny.zarr", epochs=1)
+    joint = replace(recipe, backbone=replace(recipe.backbone, streams=("joint",), gate="image"))
+    run_once(joint, tmp_path / "run")
+    both = str(tmp_path / "run" / "best")
+    with pytest.raises(ValueError, match="this model has a joint stream, which reads cls tokens"):
+        ablate_model(Ablate(model=str(trained), without_cls=both))
+    with pytest.raises(ValueError, match="this model has a joint stream, which reads patch tokens"):
+        ablate_model(Ablate(model=str(trained), without_patch=both))
+
+
+def test_a_missing_directory_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="there is no directory"):
+        ablate_model(Ablate(model=str(tmp_path / "no-model"), json=tmp_path / "gone" / "ablation.json"))
+
+
+def test_a_server_that_goes_away_does_not_cost_the_files(trained, tmp_path, monkeypatch, capsys):
+    def away(*_args, **_options):
+        raise ValueError("the server went away")
+
+    monkeypatch.setattr(ablate.TrackedRun, "start", away)
+    command = Ablate(model=str(trained), json=tmp_path / "ablation.json", bootstraps=250, draws=1, subjects=("1",))
+    with pytest.raises(ValueError, match="the server went away"):
+        ablate_model(command)
+    assert (tmp_path / "ablation.json").exists()
+    assert "1 of the model's 3 subjects was looked at." in capsys.readouterr().out
 
 
 def test_help_names_every_option(capsys, monkeypatch):

@@ -9,16 +9,17 @@ import torch
 
 from data.splits import split_of
 from foundation.evaluation.ablation import RETRAINED, ablate, ablate_network, write_ablation
-from foundation.evaluation.area_losses import Ablation, Losses, merged
+from foundation.evaluation.area_losses import Ablation, Losses, ResampledR, merged
 from foundation.evaluation.interventions import CONTROL
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.evaluation.score import Measured
 from foundation.evaluation.specialisation import findings, sentences
+from foundation.evaluation.statistics import resample_counts
 from foundation.model.dual_stream import Streams, TokenShape
 from foundation.model.encoding_model import EncodingModel
 from tests.tiny_store import ENCODER, N_VOXELS, TINY_BACKBONE, make_tiny_store
 
-N_IMAGE, N_PLACE, WIDTH, N_VOXEL, PER_PARCEL = 80, 4, 8, 240, 10
+N_IMAGE, N_PLACE, WIDTH, N_VOXEL, PER_PARCEL = 80, 4, 8, 240, 5
 
 
 class HandMade:
@@ -54,10 +55,10 @@ class HandMade:
         )
         parcel = np.arange(N_VOXEL) // PER_PARCEL
         losses = Losses(measured, parcel, n_bootstraps=200, rng=np.random.default_rng(seed))
-        found = ablate_network(
+        found, removed = ablate_network(
             self.network, self.streams, losses, n_draws=2, generator=torch.Generator().manual_seed(seed)
         )
-        return losses.told(found.pop(("", "")), found)
+        return losses.told(found.pop(("", "")), found, removed=removed)
 
 
 EARLY = np.arange(N_VOXEL) < N_VOXEL // 2
@@ -121,12 +122,63 @@ def test_the_differential_is_early_less_higher_and_is_told_beside_its_control():
 def test_areas_in_too_few_parcels_or_without_labels_are_not_compared():
     made = HandMade(patch_share=np.full(N_VOXEL, 0.5), seed=3)
     assert not made.ablation({}).differentials
-    assert "no labels of early areas" in made.ablation({}).notes[0]
+    assert "no labels of early areas" in made.ablation({}).notes[-1]
     few = np.arange(N_VOXEL) < 4 * PER_PARCEL
     found = made.ablation({"early": few, "higher": ~few})
     assert not found.differentials
-    assert "early voxels lie in 4 of the model's parcels, at least 5 are needed" in found.notes[0]
+    assert "early voxels lie in 4 of the model's parcels, at least 5 are needed" in found.notes[-1]
     assert sentences(findings(found.differentials)) == ["Whether streams serve different areas: n/a, see the notes."]
+
+
+def losses_of(n_parcel: int, rng: np.random.Generator) -> Losses:
+    """Two areas of `n_parcel` parcels, a voxel each."""
+    early = np.arange(2 * n_parcel) < n_parcel
+    measured = Measured(
+        subject="subj01",
+        trials=rng.standard_normal((N_IMAGE, 2 * n_parcel)).astype(np.float32),
+        image=np.arange(N_IMAGE),
+        ceiling=None,
+        ceiling_reason="not repeated",
+        families={"early": early, "higher": ~early},
+    )
+    return Losses(measured, np.arange(2 * n_parcel), n_bootstraps=1, rng=rng)
+
+
+def resampled(of_parcels: np.ndarray, weights: np.ndarray) -> ResampledR:
+    """Mean r of all voxels, of the first half and of the second, on parcels' resamples."""
+    half = len(of_parcels) // 2
+    with np.errstate(invalid="ignore"):
+        areas = [(weights[:, at] @ of_parcels[at]) / weights[:, at].sum(1) for at in (slice(half), slice(half, None))]
+    values = np.stack([weights @ of_parcels / weights.sum(1), *areas], axis=1)
+    return ResampledR(values, values)
+
+
+def test_areas_of_five_parcels_differ_by_chance_no_more_often_than_is_said():
+    """Of 1000 draws; plain percentiles find a difference in about 95."""
+    rng = np.random.default_rng(0)
+    losses, false = losses_of(5, rng), 0
+    for _ in range(1000):
+        weights = np.vstack([np.ones((1, 10)), resample_counts(10, 300, rng=rng)])
+        intact = resampled(np.full(10, 0.5), weights)
+        (found,) = losses.told(
+            intact, {("cls", "zero"): resampled(0.3 + 0.05 * rng.standard_normal(10), weights)}
+        ).differentials
+        assert found.p_value is not None
+        false += found.p_value <= 0.05
+    assert false <= 66  # more has a chance of 1 % at the nominal .05
+
+
+def test_shares_are_not_told_where_an_area_is_hardly_predicted():
+    rng = np.random.default_rng(0)
+    losses = losses_of(20, rng)
+    weights = np.vstack([np.ones((1, 40)), resample_counts(40, 300, rng=rng)])
+    for r_of_higher, defined in ((0.3, True), (0.01, False)):
+        r = np.repeat([0.3, r_of_higher], 20) + 0.1 * rng.standard_normal(40)
+        told = losses.told(resampled(r, weights), {("cls", "zero"): resampled(0.7 * r, weights)})
+        (found,) = told.differentials
+        assert (found.share_difference is not None) == (found.share_p_value is not None) == defined
+        assert found.p_value is not None
+        assert any("shares n/a, the intact r of higher areas isn't clear of 0" in n for n in told.notes) != defined
 
 
 def model_of(**changes) -> EncodingModel:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from foundation.evaluation.interventions import (
+    CONTROL,
     averaged,
+    interventions,
     mean_of,
     random_subspace,
     shuffled,
@@ -66,6 +68,15 @@ def test_removing_every_direction_leaves_the_mean_image(streams):
     assert n > WIDTH  # a branch that holds nearly all there is takes most directions with it
     assert intervene(streams).patch.shape == streams.patch.shape
     assert mean.cls.shape == (1, WIDTH)
+
+
+def test_what_the_control_takes_of_all_directions_is_told(streams):
+    louder = Streams(cls=100 * streams.cls, patch=streams.patch, gate=streams.gate)
+    done = interventions(louder, n_draws=3, generator=torch.Generator().manual_seed(0))
+    assert len(done.by_name["cls", CONTROL]) == 3
+    assert done.removed["cls"].n_all == 2 * WIDTH
+    assert done.removed["cls"].n > 0.8 * 2 * WIDTH
+    assert done.removed["patch"].n == 1
 
 
 def test_swapped_inputs_put_the_mean_patch_for_the_cls_token_and_that_token_at_every_place():

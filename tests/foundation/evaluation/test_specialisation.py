@@ -6,6 +6,7 @@ from statsmodels.stats.multitest import multipletests
 
 from foundation.evaluation.area_losses import Differential
 from foundation.evaluation.specialisation import REPLACEMENTS, bootstraps_needed, findings, holm, sentences
+from foundation.evaluation.statistics import bootstrap_p
 
 
 def differentials(subject="subj01", branch="patch", *, p=0.002, **changes) -> list[Differential]:
@@ -47,8 +48,48 @@ def test_a_claim_has_to_stand_among_all_subjects_and_streams():
 
 
 def test_resamples_that_could_never_reach_the_level_are_counted():
-    assert 2 / (bootstraps_needed(8) + 1) * 16 <= 0.05
-    assert 2 / bootstraps_needed(8) * 16 > 0.05
+    assert 2 / (bootstraps_needed(16) + 1) * 16 <= 0.05
+    assert 2 / bootstraps_needed(16) * 16 > 0.05
+
+
+@pytest.mark.parametrize("n_units", [10, 25, 120])
+def test_of_few_parcels_more_resamples_are_needed_as_the_smallest_p_is_larger(n_units):
+    needed = int(bootstraps_needed(6, n_units=n_units))
+    assert 6 * bootstrap_p(np.ones(needed), n_images=n_units) <= 0.05
+    assert 6 * bootstrap_p(np.ones(needed - 1), n_images=n_units) > 0.05
+    assert needed > bootstraps_needed(6)
+    assert bootstraps_needed(6, n_units=5) == np.inf  # 34 million
+
+
+def test_the_reason_says_where_so_few_resamples_could_never_make_a_claim():
+    few = {name: {"n_units": 10, "n_resamples": 100} for name in REPLACEMENTS}
+    (found,) = findings(differentials(p=0.06, **few))
+    assert found.reason is not None
+    assert "; 100 resamples of 10 images or parcels can't tell 1 tests from chance, " in found.reason
+    enough = {name: {"n_units": 10, "n_resamples": 1000} for name in REPLACEMENTS}
+    (found,) = findings(differentials(p=0.06, **enough))
+    assert found.reason == "adjusted p 0.06, of zero, loss"
+
+
+def test_a_control_that_takes_nearly_all_directions_bears_no_claim():
+    for n, favours in ((153, "early"), (190, None)):
+        taken = {name: {"n_removed": n, "n_directions": 192} for name in REPLACEMENTS}
+        (found,) = findings(differentials(**taken))
+        assert found.favours == favours
+    assert found.reason == "the control isn't informative: matching takes 190 of 192 directions"
+
+
+def test_without_shares_there_is_no_claim_and_no_order_of_them():
+    none = dict.fromkeys(("share_difference", "share_low", "share_high", "share_p_value"))
+    (found,) = findings(differentials(**dict.fromkeys(REPLACEMENTS, none)))
+    assert found.reason == "shares are n/a, as an area's intact r isn't clear of 0"
+
+
+def test_subjects_that_were_not_looked_at_are_counted():
+    found = findings(differentials())
+    assert "1 of the model's 8 subjects was looked at." in sentences(found, looked_at=(1, 8))[-1]
+    assert "looked at" not in sentences(found, looked_at=(1, 1))[-1]
+    assert sentences([], looked_at=(2, 8))[-1] == "2 of the model's 8 subjects were looked at."
 
 
 @pytest.mark.parametrize("n", [1, 2])
