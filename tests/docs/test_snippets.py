@@ -2,9 +2,10 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from foundation.sharing import export_version
@@ -52,6 +53,14 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "registry": for_registry,
 }
 """What the reader has before the page's blocks run, by page."""
+
+
+@pytest.fixture(autouse=True)
+def ours_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A page may name a tracking server for its process, which is ours: MLflow keeps it in a variable and a global."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
+    yield
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_PYTHON))

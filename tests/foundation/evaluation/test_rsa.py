@@ -63,7 +63,8 @@ def test_a_resample_is_the_repeated_images_without_pairs_of_one_image(signal, me
         other = drawn[i] != drawn[j]
         i, j = drawn[i[other]], drawn[j[other]]
         samples.append(np.mean([METHODS[method](predicted[i, j], one[i, j])[0] for one in measured_rdms]))
-    assert (found.low, found.high) == pytest.approx(percentile_interval(centre(np.array(samples), found.value)))
+    expected = percentile_interval(centre(np.array(samples), found.value), n_images=N_IMAGE)
+    assert (found.low, found.high) == pytest.approx(expected)
 
 
 def measured_of(signal: np.ndarray, image: np.ndarray, *, noise: float = 1.0) -> Measured:
