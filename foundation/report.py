@@ -27,6 +27,7 @@ from foundation.evaluation.report.runs import (
 )
 from foundation.evaluation.report.samples import sample_section
 from foundation.evaluation.report.scores import bars_section, comparison_section, score_section
+from foundation.evaluation.report.streams import preference_section
 from foundation.evaluation.report.summary import summary
 from foundation.evaluation.report.voxels import map_section, voxel_section
 from foundation.evaluation.table import write_whole
@@ -144,6 +145,7 @@ def _sections(
         bars_section(subjects, drawer),
         voxel_section(subjects, drawer),
         ablation_section([of for of in kept if isinstance(of, AblationRun)], drawer),
+        preference_section([of for of in kept if isinstance(of, AblationRun)], subjects, drawer),
         curve_section([of for of in kept if isinstance(of, CurveRun)], drawer),
         sample_section(subjects, systems, drawer),
         image_section(subjects, systems[0], drawer, with_pictures=with_pictures),

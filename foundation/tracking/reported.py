@@ -8,17 +8,19 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from foundation.evaluation.area_losses import Ablation, AblationRow, Differential
 from foundation.evaluation.baselines import BASELINES
 from foundation.evaluation.curve import CurveRow
+from foundation.evaluation.partition import PartitionRow
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.report.runs import AblationRun, CurveRun, ScoresRun, StepsRun
 from foundation.evaluation.score import Row, Scores
@@ -27,6 +29,8 @@ from foundation.tracking.runs import answering, client, find_runs, quoted, track
 _MODEL_TAGS = {"pretrain": "backbone", "adapt": "adapter", "baseline": "baseline", "ablation": "model"}
 """Tag that names what a run of a kind made, or is about."""
 _MAKERS = ("pretrain", "adapt", "baseline")
+PREFERENCE = "ablation-preference-"
+"""How the files with a subject's stream preference begin."""
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 Kept = CurveRun | AblationRun | StepsRun | ScoresRun
 
@@ -148,7 +152,9 @@ def _kept(run: Run) -> list[Kept]:
     uri = tracking_uri()
     with answering(uri):
         there = {file.path for file in client(uri).list_artifacts(run.info.run_id)}
-    return [_read(run, name, reader) for name, reader in readers.items() if name in there]
+    kept = [_read(run, name, reader) for name, reader in readers.items() if name in there]
+    maps = [name for name in there if name.startswith(PREFERENCE) and name.endswith(".npy")]
+    return [replace(of, preference=_preferences(run, maps)) if isinstance(of, AblationRun) else of for of in kept]
 
 
 def _read(run: Run, name: str, reader: Callable[[str, Any], Kept]) -> Kept:
@@ -175,7 +181,24 @@ def _ablation(run: str, found: Any) -> AblationRun:
         differentials=tuple(Differential(**row) for row in found["differentials"]),
         notes=tuple(found["notes"]),
     )
-    return AblationRun(run=run, model=str(found["model"]), ablation=ablation, sentences=tuple(found["sentences"]))
+    return AblationRun(
+        run=run,
+        model=str(found["model"]),
+        ablation=ablation,
+        sentences=tuple(found["sentences"]),
+        partition=tuple(PartitionRow(**row) for row in found.get("partition", ())),
+    )
+
+
+def _preferences(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the arrays that `foundation.ablate --partition` keeps beside its numbers, by subject."""
+    found, uri = {}, tracking_uri()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            with answering(uri):
+                path = client(uri).download_artifacts(run.info.run_id, name, scratch)
+            found[name.removeprefix(PREFERENCE).removesuffix(".npy")] = np.load(path, allow_pickle=False)
+    return found
 
 
 def _scores(run: str, found: Any) -> ScoresRun:

@@ -1,14 +1,18 @@
 """The sections on what earlier runs found: learning curves, ablations, and what a protocol alone changes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
+from jaxtyping import Float
 
 from foundation.evaluation.area_losses import Ablation
 from foundation.evaluation.curve import REFERENCE, CurveRow
 from foundation.evaluation.figures import bars_per_roi
 from foundation.evaluation.figures.ablation import ablation_figure
 from foundation.evaluation.figures.learning_curve import draw_curve
+from foundation.evaluation.partition import PartitionRow
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.report.drawer import Drawer, panels
 from foundation.evaluation.report.markup import Markup, element, listed, together
@@ -34,6 +38,9 @@ class AblationRun:
     model: str
     ablation: Ablation
     sentences: tuple[str, ...]
+    partition: tuple[PartitionRow, ...] = ()
+    preference: Mapping[str, Float[np.ndarray, " voxel"]] = field(default_factory=dict, compare=False)
+    """By subject: variance that patches alone explain of each voxel, less what CLS tokens alone do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,14 +91,14 @@ def map_section(subjects: Sequence[Shown], systems: Sequence[str], drawer: Drawe
         differences = [np.abs(of.r[leading] - of.r[others[0]]) for of in subjects]
         reach = max(reach, *(_quantile(values, 0.98) or 0.0 for values in differences))
     for of in subjects:
-        figures = [_map(drawer, of, f"r-{leading}", of.r[leading], scale, f"{of.subject}: voxel r of {leading}")]
+        figures = [voxel_map(drawer, of, f"r-{leading}", of.r[leading], scale, f"{of.subject}: voxel r of {leading}")]
         if of.highest_r is not None:
-            figures.append(_map(drawer, of, "highest", of.highest_r, scale, f"{of.subject}: highest possible r"))
+            figures.append(voxel_map(drawer, of, "highest", of.highest_r, scale, f"{of.subject}: highest possible r"))
         if others:
             between = Scale(label="difference of voxel r", low=-reach, high=reach)
             change = of.r[leading] - of.r[others[0]]
             title = f"{of.subject}: difference from {others[0]}"
-            figures.append(_map(drawer, of, f"minus-{others[0]}", change, between, title))
+            figures.append(voxel_map(drawer, of, f"minus-{others[0]}", change, between, title))
         blocks += [element("h3", of.subject), element("p", how_shown(of.voxels)), panels(*figures)]
     rows = [
         [of.subject, name, str(int(mask.sum())), *(number(_quantile(of.r[s][mask], 0.5)) for s in systems)]
@@ -115,7 +115,8 @@ def map_section(subjects: Sequence[Shown], systems: Sequence[str], drawer: Drawe
     )
 
 
-def _map(drawer: Drawer, of: Shown, name: str, values: np.ndarray, scale: Scale, title: str) -> Markup:
+def voxel_map(drawer: Drawer, of: Shown, name: str, values: np.ndarray, scale: Scale, title: str) -> Markup:
+    """Return a map of a number per voxel."""
     median = number(_quantile(values, 0.5))
     return drawer.figure(
         f"map-{of.subject}-{name}",

@@ -4,10 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foundation.evaluation.area_losses import Ablation, AblationRow
 from foundation.evaluation.curve import curve_rows
+from foundation.evaluation.partition import PartitionRow
 from foundation.evaluation.protocols import ProtocolStep
 from foundation.evaluation.report.runs import AblationRun, CurveRun, ScoresRun, StepsRun
 from foundation.tracking.reported import Reported, found_beside, reported
@@ -23,6 +25,8 @@ LOSS = AblationRow(
     subject="subj01", branch="cls", intervention="zero", roi="all", intact=0.4, loss=0.1, low=0.05, high=0.15,
     share_of_intact=0.25, n_images=8, n_voxels=14,
 )  # fmt: skip
+
+PART = PartitionRow(subject="subj01", roi="all", part="both", value=0.2, low=0.1, high=0.3, n_images=8, n_voxels=14)
 
 
 def tracked(name: str, kind: str, *, parent: str | None = None, **tags: str) -> TrackedRun:
@@ -115,6 +119,19 @@ def test_an_ablation_and_the_steps_of_an_evaluation_come_back_as_they_were(tmp_p
     assert found.kept == (StepsRun(run="evaluate", steps=(STEP,)),)
     assert {type(of) for of in found_beside(["other/1"])} == {AblationRun, StepsRun}
     assert found_beside(["nobody/1"]) == []
+
+
+def test_what_cls_and_patch_features_explain_comes_back_with_each_voxels_preference(tmp_path):
+    ablation = Ablation(rows=(LOSS,))
+    about = {"sentences": [], "model": "other/2", "partition": [asdict(PART)]}
+    run = tracked("partitioned", "ablation", model="other/2")
+    keep(run, "ablation.json", asdict(ablation) | about, tmp_path)
+    np.save(tmp_path / "ablation-preference-subj01.npy", np.arange(14.0))
+    run.artifact(tmp_path / "ablation-preference-subj01.npy")
+    (found,) = reported("partitioned").kept
+    assert isinstance(found, AblationRun)
+    assert found.partition == (PART,)
+    np.testing.assert_array_equal(found.preference["subj01"], np.arange(14.0))
 
 
 def test_what_a_run_keeps_damaged_is_told_with_the_runs_name(tmp_path):
