@@ -20,7 +20,7 @@ from foundation.checkpoint import load_model, read_description, save_model
 from foundation.evaluation.baselines import BASELINES
 from foundation.evaluation.compare import score_subject
 from foundation.evaluation.curve import curve_rows, print_curve
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores
 from foundation.evaluation.table import print_scores
@@ -237,7 +237,7 @@ def _score(
         seed=command.seed,
     )
     log_scores(tracked, scores)
-    measured, rows = measured_test(subject, material.split, n_sessions=n_sessions, preprocessing=settings.preprocessing)
+    measured, rows = measured_part(subject, material.split, n_sessions=n_sessions, preprocessing=settings.preprocessing)
     ids = base.store.image_ids()
     log_maps(
         tracked,

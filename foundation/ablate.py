@@ -22,7 +22,7 @@ from foundation.evaluation.ablation_table import print_ablation, print_partition
 from foundation.evaluation.area_losses import Ablation, merged
 from foundation.evaluation.figures.ablation import ablation_figure
 from foundation.evaluation.interventions import BRANCHES, Branch
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.partition import Partition, partition_subject
 from foundation.evaluation.specialisation import bootstraps_needed, findings, sentences
 from foundation.model.encoding_model import EncodingModel
@@ -145,7 +145,7 @@ def _partition(
 ) -> Partition:
     prepared: dict[str, Any] = dict(n_sessions=named.n_sessions, preprocessing=named.preprocessing)
     subject = store.subject(name)
-    measured, rows = measured_test(subject, split, **prepared)
+    measured, rows = measured_part(subject, split, **prepared)
     train = samples(subject, split, "train", **prepared)
     audit_fit(split.ids, split, {name: train}, {}, parcels={}, pictures=store.picture_digests())
     rng = np.random.default_rng(command.seed)

@@ -119,7 +119,7 @@ def evaluate(command: Evaluate) -> None:
                 with_picked = f"{system}{PICKED}" if f"{system}{PICKED}" in picked else None
                 steps += protocol_steps(evaluated, system, picked=with_picked)
             wide.print(steps_table([step for step in steps if step.system == leading]))
-        further = [row for of in evaluated for row in _of_null(of)]
+        further = [row for of in evaluated for row in _of_null(of, entrants.course.strict)]
         if further:
             wide.print(significance_table(further, n_permutations=command.permutations))
         if command.folds is not None:
@@ -129,7 +129,7 @@ def evaluate(command: Evaluate) -> None:
         similar = _similarity(command, entrants, evaluated, published, console)
         if similar:
             wide.print(rsa_table(similar))
-            further += [row for of_subject in similar for row in rsa_rows(of_subject)]
+            further += [row for of_subject in similar for row in rsa_rows(of_subject, protocol=entrants.course.strict)]
         ScoreFiles(json=command.json, csv=command.csv).write(
             [row for of_protocol in scores.values() for row in of_protocol.rows] + further,
             [c for of_protocol in scores.values() for c in of_protocol.comparisons],
@@ -230,13 +230,17 @@ def _tags(command: Evaluate, entrants: LineUp) -> dict[str, str]:
     return tags | ({} if n_sessions is None else {"sessions": str(n_sessions)})
 
 
-def _of_null(evaluated: Evaluated) -> list[Row]:
+def _of_null(evaluated: Evaluated, protocol: str) -> list[Row]:
     """Return what one subject's permutations found, which are of the strict protocol."""
     if "strict" not in evaluated.scores:
         return []
     measured = evaluated.measured
     return significance_rows(
-        evaluated.null, subject=measured.subject, families=measured.families, n_images=measured.n_images
+        evaluated.null,
+        subject=measured.subject,
+        families=measured.families,
+        n_images=measured.n_images,
+        protocol=protocol,
     )
 
 

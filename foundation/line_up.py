@@ -5,23 +5,36 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float32, Int
 
 from data.embedded import embedded_phantom
+from data.legacy import LegacyTrials
 from data.splits import Split, split_of
 from data.store import PooledStore, TokenReader
 from foundation.checkpoint import load_model
 from foundation.evaluation.baselines import BASELINES
 from foundation.evaluation.evaluated import Course, Evaluated, System, evaluate_subject
-from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.measured import measured_legacy, measured_part
 from foundation.evaluation.metrics import patternwise_r
 from foundation.evaluation.model_outputs import model_prediction
+from foundation.model.encoding_model import EncodingModel
 from foundation.named_model import NamedModel, named_model
 from foundation.seen_images import check_images
 from foundation.training.checkpoints import checkpoints
 
 Value = TypeVar("Value")
 PICKED = " (picked on test)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Legacy:
+    """One subject's test images in the unit of ``chasm-legacy``."""
+
+    subject: str
+    rows: Int[np.ndarray, " image"]
+    mean: Float32[np.ndarray, "image voxel"]
+    unit: LegacyTrials
+    """Without its trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +88,33 @@ class LineUp:
             why = "its run isn't in this home" if named.run is None else "its run kept none (--keep-checkpoints N)"
             return {}, f"{label}: no checkpoint is picked on the test images, for {why}"
         tokens = self.store.tokens(named.encoder)
-        candidates = [("the model itself", named.model)]
-        candidates += [(directory.name, load_model(directory)[0]) for directory in kept]
-        total = np.zeros(len(candidates))
-        for name in self.subjects:
-            total += self._legacy_r(name, [System(model=model, tokens=tokens) for _, model in candidates])
-        which, best = candidates[int(np.argmax(total))]
+        prepared = [self._legacy(name) for name in self.subjects]
+        best, best_r, which = named.model, _legacy_r(named.model, tokens, prepared), "the model itself"
+        for directory in kept:  # one in memory beside the best, however many there are
+            model = load_model(directory)[0]
+            r = _legacy_r(model, tokens, prepared)
+            if r > best_r:
+                best, best_r, which = model, r, directory.name
         told = f"{label}: of {len(kept)} checkpoints and the model itself, {which} is picked on the test images"
         return {f"{label}{PICKED}": System(model=best, tokens=tokens)}, told
 
-    def _legacy_r(self, name: str, systems: Sequence[System]) -> Float64[np.ndarray, " system"]:
-        """Return the mean pattern r on one subject's test images, as ``chasm-legacy`` prepares them."""
+    def _legacy(self, name: str) -> Legacy:
+        """Return one subject's test images as ``chasm-legacy`` prepares them."""
         subject, course = self.store.subject(name), self.course
-        measured, rows = measured_test(
+        measured, rows = measured_part(
             subject, self.split, n_sessions=course.n_sessions, preprocessing=course.preprocessing
         )
         of_legacy, unit = measured_legacy(subject, self.split, measured)
-        predicted = (unit.converted(model_prediction(of.model, of.tokens, name, rows)) for of in systems)
-        return np.array([np.nanmean(patternwise_r(p, of_legacy.mean)) for p in predicted])
+        return Legacy(subject=name, rows=rows, mean=of_legacy.mean, unit=replace(unit, responses=unit.responses[:0]))
+
+
+def _legacy_r(model: EncodingModel, tokens: TokenReader, prepared: Sequence[Legacy]) -> float:
+    """Return the mean pattern r over images, averaged over subjects."""
+    found = []
+    for of in prepared:
+        predicted = of.unit.converted(model_prediction(model, tokens, of.subject, of.rows))
+        found.append(np.nanmean(patternwise_r(predicted, of.mean)))
+    return float(np.mean(found))
 
 
 def line_up(

@@ -27,7 +27,7 @@ from data.splits import Split
 from data.store import SubjectStore, TokenReader
 from foundation.evaluation.area_losses import Ablation, Losses, ResampledR, merged
 from foundation.evaluation.interventions import Branch, Intervention, Removed, interventions, swapped_inputs
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.model.dual_stream import Streams, concatenated
 from foundation.model.encoding_model import EncodingModel
@@ -66,7 +66,7 @@ def ablate(
         Without rows, and with a note that says why, if the model has one stream only; without differentials if the
         subject's labels don't tell early from higher areas.
     """
-    measured, rows = measured_test(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
+    measured, rows = measured_part(subject, split, n_sessions=n_sessions, preprocessing=preprocessing)
     if len(model.config.streams) < 2:
         only = ", ".join(model.config.streams)
         return Ablation(notes=(f"{subject.name}: ablation n/a, the model has the {only} stream only",))

@@ -15,7 +15,7 @@ from data.preprocess import Preprocessing, samples
 from data.splits import Part, Split
 from data.store import SubjectStore, TokenReader
 from foundation.evaluation.baselines import BASELINES, kept_prediction
-from foundation.evaluation.measured import measured_legacy, measured_test
+from foundation.evaluation.measured import measured_legacy, measured_part
 from foundation.evaluation.model_outputs import model_prediction, model_samples
 from foundation.evaluation.permutation import PermutationTest, draw_orders, permutation_test
 from foundation.evaluation.score import Measured, Scores, score
@@ -49,6 +49,11 @@ class Course:
     """Single trials that each model draws for an image, to be scored as a distribution; 0: none."""
     n_permutations: int = 0
     """Permutations of the images that the null is made of; 0: none."""
+
+    @property
+    def strict(self) -> str:
+        """What rows of the strict protocol call it: other images than test ones are named."""
+        return "strict" if self.part == "test" else f"strict-{self.part}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +111,7 @@ def evaluate_subject(
     if course.part != "test" and "chasm-legacy" in course.protocols:
         raise ValueError(f"chasm-legacy is a protocol for test images; score {course.part} images under strict")
     name, seed = subject.name, course.seed
-    measured, rows = measured_test(
+    measured, rows = measured_part(
         subject, split, n_sessions=course.n_sessions, preprocessing=course.preprocessing, part=course.part
     )
     train = samples(subject, split, "train", n_sessions=course.n_sessions, preprocessing=course.preprocessing)
@@ -136,7 +141,7 @@ def evaluate_subject(
             n_bootstraps=course.n_bootstraps,
             rng=np.random.default_rng(seed),
             samples=drawn or None,
-            protocol="strict" if course.part == "test" else f"strict-{course.part}",
+            protocol=course.strict,
         )
         why = "n/a, the noise of its voxels hasn't been fitted; it is when training ends"
         missing = [f"{name}: samples of {label}: {why}" for label in unfitted if course.n_samples]

@@ -15,7 +15,7 @@ from data.store import SubjectStore
 from foundation.evaluation.score import Measured
 
 
-def measured_test(
+def measured_part(
     subject: SubjectStore,
     split: Split,
     *,

@@ -13,10 +13,15 @@ FDR = 0.05
 
 
 def significance_rows(
-    tests: Mapping[str, PermutationTest], *, subject: str, families: Mapping[str, np.ndarray], n_images: int
+    tests: Mapping[str, PermutationTest],
+    *,
+    subject: str,
+    families: Mapping[str, np.ndarray],
+    n_images: int,
+    protocol: str = "strict",
 ) -> list[Row]:
     """Return, per system and ROI, the p of the mean voxel r (``p_permutation``) and the share of voxels with a false
-    discovery rate of at most 5 % (``share_fdr05``); target mean, protocol strict."""
+    discovery rate of at most 5 % (``share_fdr05``), against the mean of an image's repeats."""
     rows = []
     for system, test in tests.items():
         masks = {"all": np.ones(len(test.r), bool), **families}
@@ -26,7 +31,7 @@ def significance_rows(
             share = float((q <= FDR).mean()) if q.size and enough else None
             p = None if np.isnan(of_mean.p_value) else of_mean.p_value
             for metric, value in (("p_permutation", p), ("share_fdr05", share)):
-                place = (system, subject, roi, "strict", "voxel", "mean", metric)
+                place = (system, subject, roi, protocol, "voxel", "mean", metric)
                 rows.append(Row(*place, value, None, None, n_images, of_mean.n_voxels))
     return rows
 

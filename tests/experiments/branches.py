@@ -25,7 +25,7 @@ from foundation.evaluation.ablation import ablate, stream_outputs
 from foundation.evaluation.ablation_table import print_ablation
 from foundation.evaluation.area_losses import merged
 from foundation.evaluation.interventions import zeroed
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.specialisation import findings, sentences
 from foundation.model.dual_stream import Streams
 from foundation.model.encoding_model import EncodingModel
@@ -63,7 +63,7 @@ def branches(command: Branches) -> None:
         "subject", "gate 5 / 50 / 95 %", "no CLS", "no patches", "latent drawn", "latent at 0", "share of network"
     )
     for subject in model.subjects:
-        _, rows = measured_test(store.subject(subject), split)
+        _, rows = measured_part(store.subject(subject), split)
         streams = stream_outputs(model, tokens, subject, rows)
         intact = network(model, subject, streams)
         alive.add_row(subject, *signs_of_life(model, subject, streams, intact, seed=command.seed))

@@ -37,7 +37,7 @@ from foundation.config import Recipe
 from foundation.evaluation.baselines import predict
 from foundation.evaluation.curve import curve_rows, print_curve
 from foundation.evaluation.figures import learning_curve
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores, merge_scores, score
 from foundation.training.course import FINAL, finish_run, start_run, train_run
@@ -119,7 +119,7 @@ def fit(command: Fit) -> None:
         adapted = adapt_subject(
             model, material, made_from, settings=settings, outputs=outputs, log=lambda metrics, step: None
         )
-        _, rows = measured_test(store.subject(subject), material.split, n_sessions=n_sessions)
+        _, rows = measured_part(store.subject(subject), material.split, n_sessions=n_sessions)
         found = {OURS: model_prediction(model, material.tokens, subject, rows)}
         took = time.perf_counter() - since
         adapter = model.adapter(subject)
@@ -157,7 +157,7 @@ def scratch(
     train_run(plan, LocalEngine, lambda metrics, step: None)
     finish_run(plan)
     model, _ = load_model(plan.directory / FINAL)
-    _, rows = measured_test(store.subject(subject), split_of(store), n_sessions=n_sessions)
+    _, rows = measured_part(store.subject(subject), split_of(store), n_sessions=n_sessions)
     return model_prediction(model, store.tokens(recipe.data.encoder), subject, rows)
 
 
@@ -171,7 +171,7 @@ def scored(about: dict[str, Any], predictions: dict[str, np.ndarray]) -> Scores:
     """Return the scores of predictions for a point's test images."""
     store = PooledStore.open(about["store"])
     subject, split = store.subject(about["subject"]), split_of(store)
-    measured, _ = measured_test(subject, split, n_sessions=about["n_sessions"])
+    measured, _ = measured_part(subject, split, n_sessions=about["n_sessions"])
     training = samples(subject, split, "train", n_sessions=about["n_sessions"]).responses
     rng = np.random.default_rng(0)
     return score(predictions, measured, training_mean=training.mean(0), n_bootstraps=N_BOOTSTRAPS, rng=rng)

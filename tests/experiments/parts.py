@@ -31,7 +31,7 @@ from data.preprocess import Samples, samples
 from foundation.checkpoint import load_model, new_directory, read_description, save_model
 from foundation.config import BackboneConfig, Recipe
 from foundation.evaluation.baselines import BASELINES, predict
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Scores, score
 from foundation.model.encoding_model import EncodingModel
@@ -142,7 +142,7 @@ def predict_test(model: EncodingModel, material: Material) -> dict[str, np.ndarr
     """Return the model's predictions for each subject's test images, and those of its two halves alone."""
     found = {}
     for name in material.names:
-        _, rows = measured_test(material.store.subject(name), material.split)
+        _, rows = measured_part(material.store.subject(name), material.split)
         found[name] = model_prediction(model, material.tokens, name, rows)
         adapter = model.adapter(name)
         share = adapter.network_share.clone()
@@ -195,7 +195,7 @@ def train(command: Train) -> None:
         if not path.exists():
             since, found = time.perf_counter(), {}
             for name in material.names:
-                _, rows = measured_test(material.store.subject(name), material.split)
+                _, rows = measured_part(material.store.subject(name), material.split)
                 found[name] = predict(baseline, material.tokens, images[name], rows, seed=recipe.seed)
             keep_predictions(path, found)
             console.print(f"{title}: {time.perf_counter() - since:.0f} s")
@@ -245,7 +245,7 @@ def scores_of(directory: Path) -> dict[str, Scores]:
     files |= {path.parent.name: path for path in sorted(directory.glob("*/predictions.npz"))}
     found = {}
     for name in material.names:
-        measured, _ = measured_test(material.store.subject(name), material.split)
+        measured, _ = measured_part(material.store.subject(name), material.split)
         predictions = {}
         for system, path in files.items():
             with np.load(path) as kept:

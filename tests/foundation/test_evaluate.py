@@ -16,7 +16,7 @@ from data.store import PooledStore
 from foundation import evaluate
 from foundation.bundle import write_bundle
 from foundation.evaluation.evaluated import Course
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.evaluation.rsa import rdm
 from foundation.line_up import PICKED, line_up
@@ -62,7 +62,7 @@ def test_a_runs_scores_are_those_of_its_predictions(home, tiny_store, tmp_path, 
     run(monkeypatch, RUN, "--json", str(out), "--bootstraps", "20", "--samples", "0")
     store, named = PooledStore.open(tiny_store), named_model(RUN)
     for subject in N_VOXELS:
-        measured, rows = measured_test(store.subject(subject), split_of(store))
+        measured, rows = measured_part(store.subject(subject), split_of(store))
         tokens = [np.asarray(part, np.float32) for part in store.tokens(ENCODER).read(rows)]
         with torch.inference_mode():
             predicted = named.model.predict(*map(torch.from_numpy, tokens), subject).numpy()
@@ -222,9 +222,9 @@ def test_rdms_that_cannot_be_compared_are_refused(home, tmp_path, monkeypatch, c
 
 def test_other_images_than_test_ones_are_marked_as_such(home, tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.json"
-    run(monkeypatch, RUN, "--split", "validation", "--bootstraps", "0", "--samples", "0", "--json", str(out))
+    run(monkeypatch, RUN, "--split", "validation", "--bootstraps", "0", "--samples", "0", "--rsa", "--json", str(out))
     assert "scored on validation images" in " ".join(capsys.readouterr().out.split())
-    assert {row["protocol"] for row in rows_of(out, metric="r")} == {"strict-validation"}
+    assert {row["protocol"] for row in rows_of(out)} == {"strict-validation"}
     assert any("scored on validation images" in note for note in json.loads(out.with_suffix(".notes.json").read_text()))
     newest = find_runs()[0]
     assert "validation/voxel_r" in newest.data.metrics

@@ -14,7 +14,7 @@ from foundation.evaluation import evaluated
 from foundation.evaluation.baselines import BASELINES, predict
 from foundation.evaluation.compare import headline, score_subject
 from foundation.evaluation.figures import bars_per_roi
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.evaluation.model_outputs import model_prediction
 from foundation.evaluation.score import Row, Scores, merge_scores
@@ -128,7 +128,7 @@ def test_ridge_finds_planted_tuning_and_beats_a_model_that_learned_nothing(store
 
 def test_an_oracle_reaches_what_the_noise_allows_and_the_same_score_twice(store, monkeypatch, model):
     subject, split = store.subject("subj05"), split_of(store)
-    measured, rows = measured_test(subject, split)
+    measured, rows = measured_part(subject, split)
     truth = np.stack([measured.trials[measured.image == i].mean(0) for i in range(len(rows))])
     monkeypatch.setattr(evaluated, "model_prediction", lambda *_: truth.astype(np.float32))
     scores = [scored(store, {"oracle": model}) for _ in range(2)]
@@ -163,7 +163,7 @@ def test_a_baseline_that_does_not_exist_or_whose_name_is_taken_is_refused(store,
 def test_the_test_trials_are_all_repeats_of_the_test_images_whatever_the_sessions(store):
     subject, split = store.subject("subj05"), split_of(store)
     for n_sessions in (1, None):
-        measured, rows = measured_test(subject, split, n_sessions=n_sessions)
+        measured, rows = measured_part(subject, split, n_sessions=n_sessions)
         assert len(rows) == N_IMAGES["test"]
         assert (split.parts[rows] == "test").all()
         np.testing.assert_array_equal(rows[measured.image], subject.image[split.select(subject.image, "test")])
@@ -175,7 +175,7 @@ def test_the_test_trials_are_all_repeats_of_the_test_images_whatever_the_session
 
 def test_averaged_data_have_no_ceiling_and_no_trial_scores_and_say_why(tmp_path):
     store = make_tiny_store(tmp_path / "averaged.zarr", averaged=True)
-    measured, rows = measured_test(store.subject("subj05"), split_of(store))
+    measured, rows = measured_part(store.subject("subj05"), split_of(store))
     assert len(measured.trials) == len(rows) == N_IMAGES["test"]  # rows of one image are averaged on
     assert measured.ceiling is None
     assert "came averaged over repeats" in measured.ceiling_reason
@@ -195,7 +195,7 @@ def test_without_any_repeat_there_is_no_ceiling_and_a_reason(store, monkeypatch)
         whole, image=whole.image[first], responses=whole.responses[first], n_averaged=whole.n_averaged[first]
     )
     monkeypatch.setattr("foundation.evaluation.measured.standardised_trials", lambda *_, **__: once)
-    measured, _ = measured_test(subject, split)
+    measured, _ = measured_part(subject, split)
     assert measured.ceiling is None
     assert measured.ceiling_reason == "no image was repeated"
 
@@ -204,7 +204,7 @@ def test_a_subject_without_test_images_cannot_be_scored(store):
     split = split_of(store)
     nothing = replace(split, parts=np.where(split.parts == "test", "train", split.parts))
     with pytest.raises(ValueError, match="subj05 saw no test image; it can't be scored on this split"):
-        measured_test(store.subject("subj05"), nothing)
+        measured_part(store.subject("subj05"), nothing)
 
 
 def row(**given) -> Row:
@@ -262,7 +262,7 @@ def test_the_figure_shows_several_subjects_and_systems_even_with_gaps(store, mod
 
 def test_ridge_recovers_more_with_more_sessions(store):
     subject, split, tokens = store.subject("subj01"), split_of(store), store.tokens(ENCODER)
-    measured, rows = measured_test(subject, split)
+    measured, rows = measured_part(subject, split)
     truth = np.stack([measured.trials[measured.image == i].mean(0) for i in range(len(rows))])
     found = []
     for n_sessions in (1, 3):
@@ -274,5 +274,5 @@ def test_ridge_recovers_more_with_more_sessions(store):
 def test_blocks_that_stand_in_for_sessions_are_told_in_the_notes(tmp_path):
     told = "successive blocks of 200 images, not scan sessions"
     store = make_tiny_store(tmp_path / "blocks.zarr", provenance={"sessions": told})
-    measured, _ = measured_test(store.subject("subj01"), split_of(store))
+    measured, _ = measured_part(store.subject("subj01"), split_of(store))
     assert f"sessions: {told}" in measured.notes

@@ -18,7 +18,7 @@ from data.splits import split_of
 from data.store import PooledStore
 from foundation.closed_form.token_features import ridge_features
 from foundation.evaluation.baselines.ridge import fit_ridge
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.metrics import patternwise_r, voxelwise_r
 from foundation.evaluation.permutation import draw_orders
 from foundation.evaluation.score import Measured, Row, score
@@ -55,7 +55,7 @@ def make_world(directory: Path, *, seed: int) -> World:
     write_phantom(path, PhantomConfig(subjects=1, sessions=4, trials_per_session=750, voxels=200, seed=seed))
     store = PooledStore.open(path, writable=True)
     subject, split = store.subject("subj01"), split_of(store)
-    measured, rows = measured_test(subject, split)
+    measured, rows = measured_part(subject, split)
     truth = read_truth(path).subjects["subj01"]
     place = {int(row): k for k, row in enumerate(truth.image)}
     return World(

@@ -17,7 +17,7 @@ from foundation.closed_form.token_features import ridge_features
 from foundation.evaluation import evaluated
 from foundation.evaluation.baselines import predict
 from foundation.evaluation.folds import average_folds, cross_validate
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.metrics import voxelwise_r
 from foundation.evaluation.score import Row, Scores
 from tests.tiny_store import ENCODER, SPEC
@@ -41,7 +41,7 @@ def test_the_mean_and_its_error_are_those_of_a_loop_by_hand(tiny_store):
     expected = []
     for k in range(N_FOLDS):
         fold = fold_split(split, k, N_FOLDS)
-        measured, rows = measured_test(subject, fold)
+        measured, rows = measured_part(subject, fold)
         found = predict("ridge", tokens, samples(subject, fold, "train"), rows, seed=0)
         expected.append(voxelwise_r(found, measured.mean).mean())
     found = validated(store, "subj05")

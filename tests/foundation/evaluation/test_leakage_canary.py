@@ -19,7 +19,7 @@ from foundation import pretrain
 from foundation.closed_form.token_features import global_tokens
 from foundation.evaluation import evaluated
 from foundation.evaluation.compare import score_subject
-from foundation.evaluation.measured import measured_test
+from foundation.evaluation.measured import measured_part
 from foundation.evaluation.metrics import voxelwise_r
 from tests.tiny_store import ENCODER, SPEC
 
@@ -82,7 +82,7 @@ def memorised(store: PooledStore) -> tuple[np.ndarray, np.ndarray]:
     """
     subject, split, tokens = store.subject("subj01"), split_of(store), store.tokens(ENCODER)
     train = samples(subject, split, "train")
-    measured, rows = measured_test(subject, split)
+    measured, rows = measured_part(subject, split)
     learned, asked = (global_tokens(tokens, r).reshape(len(r), -1) for r in (train.image, rows))
     nearest = np.square(asked[:, None] - learned[None]).sum(-1).argmin(axis=1)
     prediction = train.responses[nearest]
