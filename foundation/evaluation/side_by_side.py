@@ -1,6 +1,7 @@
 """Both protocols in one table, so that nobody takes a number of one for a number of the other."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rich.table import Table
 
@@ -35,7 +36,7 @@ def side_by_side(scores: Mapping[str, Scores]) -> Table:
         rows |= {(protocol, r.axis, r.target, r.metric, r.subject, r.roi, r.system): r for r in of_protocol.rows}
     table = new_table(
         "Scores under both protocols",
-        f"{LEGACY_WARNING}\n{caption(scores['strict'], 'strict, and chasm-legacy in the columns LEGACY')}",
+        f"{LEGACY_WARNING}\n{caption(_with_notes(scores), 'strict, and chasm-legacy in the columns LEGACY')}",
         left=("subject", "ROI", "system"),
         right=tuple(heading for *_, heading in COLUMNS),
     )
@@ -48,3 +49,10 @@ def side_by_side(scores: Mapping[str, Scores]) -> Table:
         return told
 
     return fill_by_place(table, places(row for of_protocol in scores.values() for row in of_protocol.rows), cells)
+
+
+def _with_notes(scores: Mapping[str, Scores]) -> Scores:
+    """Return the strict scores with the notes that are of the other protocol alone, marked as such."""
+    strict, legacy = scores["strict"], scores["chasm-legacy"]
+    others = (note.partition(": ") for note in legacy.notes if note not in strict.notes)
+    return replace(strict, notes=(*strict.notes, *(f"{who}: LEGACY: {text}" for who, _, text in others)))

@@ -89,6 +89,10 @@ def test_both_protocols_stand_side_by_side_and_the_gap_is_taken_apart(home, tmp_
     assert "Scores under both protocols" in told
     assert "WARNING: chasm-legacy" in told
     assert "How much of a gap is protocol" in told
+    read = " ".join(told.split())
+    assert "LEGACY: normalisation: z-scored over all trials" in read
+    assert f"LEGACY: {RUN}: of " in read
+    assert "is picked on the test images" in read
     (evaluated,) = [r for r in find_runs() if r.data.tags.get("manybrains.protocol") == "both"]
     path = MlflowClient(tracking_uri()).download_artifacts(evaluated.info.run_id, "protocol-steps.json", str(tmp_path))
     steps = [step for step in json.loads(Path(path).read_text()) if step["system"] == RUN]
